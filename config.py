@@ -1,0 +1,513 @@
+"""Every setting of a run: defaults, loading, merging, checking. The only module that knows yacs.
+
+The tree, its names and its defaults are those of microsoft/SimMIM; keys of our own are marked `+`.
+A config that was loaded is frozen. Nothing is ever written back into it: what depends on the machine (learning rates
+scaled by the global batch, the number of classes of the data) lives in clones made by `scaled_config` and `with_values`.
+"""
+import ast
+import difflib
+import os
+
+import yaml
+from yacs.config import CfgNode
+
+
+class Config(CfgNode):
+    """A yacs node that also remembers which keys the user set, under `given` (only on the root)."""
+
+    given = frozenset()
+
+
+_C = Config()
+_C.BASE = [""]                          # YAML files to inherit from, relative to the file that names them
+
+_C.DATA = CfgNode()
+_C.DATA.BATCH_SIZE = 128                # images per process and micro-batch
+_C.DATA.DATA_PATH = ""                  # folder of the data; pre-training: any folder of images, labels not needed
+_C.DATA.DATASET = "imagenet"            # imagenet (train/, val/) | folder (any labelled tree) | demo (drawn on first use)
+_C.DATA.IMG_SIZE = 224                  # pixels: one number, or [height, width]
+_C.DATA.INTERPOLATION = "bicubic"       # resizing in fine-tuning and evaluation: bicubic | bilinear | lanczos | nearest
+_C.DATA.PIN_MEMORY = True               # page-locked batches for faster copies to a GPU
+_C.DATA.NUM_WORKERS = 8                 # loader processes per training process
+_C.DATA.MASK_TYPE = "random"            # + how hidden patches are chosen; data/masks.py lists them
+_C.DATA.MASK_PATCH_SIZE = 32            # pixels: side of the square unit that is hidden or visible as a whole
+_C.DATA.MASK_RATIO = 0.6                # share of hidden units, 0 to 1, rounded up to whole units
+_C.DATA.VAL_PATH = ""                   # + folder of validation images: held-out loss in pre-training, accuracy for `folder`
+_C.DATA.VAL_FRACTION = 0.1              # + `folder` without val/ and VAL_PATH: share of each class held out
+_C.DATA.IMAGES_PER_CLASS = 0            # + train on this many images of each class (0 = all)
+_C.DATA.MEAN = []                       # + per channel, of pixels in [0, 1]; [] = ImageNet's for RGB, 0.5 otherwise
+_C.DATA.STD = []                        # + as MEAN
+_C.DATA.DEMO_TRAIN_PER_CLASS = 600      # + size of the drawn data set
+_C.DATA.DEMO_VAL_PER_CLASS = 100        # +
+
+_C.MODEL = CfgNode()
+_C.MODEL.METHOD = "simmim"              # + pre-training method; models/build.py lists them
+_C.MODEL.TYPE = "swin"                  # encoder; models/build.py lists them
+_C.MODEL.NAME = "swin_tiny_patch4_window7_224"  # second level of the run folder OUTPUT/NAME/TAG
+_C.MODEL.RESUME = ""                    # checkpoint to continue from, or to evaluate; path or https address
+_C.MODEL.NUM_CLASSES = 1000             # taken from the data unless set
+_C.MODEL.DROP_RATE = 0.0                # dropout
+_C.MODEL.DROP_PATH_RATE = 0.1           # stochastic depth of the last block, rising linearly from 0
+_C.MODEL.LABEL_SMOOTHING = 0.1
+
+_C.MODEL.SWIN = CfgNode()
+_C.MODEL.SWIN.PATCH_SIZE = 4            # pixels
+_C.MODEL.SWIN.IN_CHANS = 3
+_C.MODEL.SWIN.EMBED_DIM = 96            # width of the first stage; doubles at each stage
+_C.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]     # blocks per stage
+_C.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+_C.MODEL.SWIN.WINDOW_SIZE = 7           # tokens; shrinks to the map where the map is smaller
+_C.MODEL.SWIN.MLP_RATIO = 4.0
+_C.MODEL.SWIN.QKV_BIAS = True
+_C.MODEL.SWIN.QK_SCALE = None           # None = 1 / sqrt(head width)
+_C.MODEL.SWIN.APE = False               # learned absolute position embedding
+_C.MODEL.SWIN.PATCH_NORM = True         # LayerNorm after the patch embedding
+
+_C.MODEL.VIT = CfgNode()
+_C.MODEL.VIT.PATCH_SIZE = 16            # pixels
+_C.MODEL.VIT.IN_CHANS = 3
+_C.MODEL.VIT.EMBED_DIM = 768
+_C.MODEL.VIT.DEPTH = 12
+_C.MODEL.VIT.NUM_HEADS = 12
+_C.MODEL.VIT.MLP_RATIO = 4.0
+_C.MODEL.VIT.QKV_BIAS = True            # for query and value; the key has no bias
+_C.MODEL.VIT.INIT_VALUES = 0.1          # start of the layer scale; None = no layer scale
+_C.MODEL.VIT.USE_APE = False            # learned absolute position embedding
+_C.MODEL.VIT.USE_RPB = False            # a relative position bias table in every block
+_C.MODEL.VIT.USE_SHARED_RPB = True      # one table for all blocks
+_C.MODEL.VIT.USE_MEAN_POOLING = False   # mean of the patch tokens instead of the class token
+
+_C.MODEL.SIMMIM = CfgNode()
+_C.MODEL.SIMMIM.NORM_TARGET = CfgNode()
+_C.MODEL.SIMMIM.NORM_TARGET.ENABLE = False   # predict pixels normalised by their neighbourhood
+_C.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE = 47  # pixels: odd side of that neighbourhood
+
+_C.TRAIN = CfgNode()
+_C.TRAIN.START_EPOCH = 0                # first epoch of a run that resumes nothing
+_C.TRAIN.EPOCHS = 300
+_C.TRAIN.WARMUP_EPOCHS = 20
+_C.TRAIN.WEIGHT_DECAY = 0.05
+_C.TRAIN.BASE_LR = 5e-4                 # the three rates are for 512 images per step; the mains scale them
+_C.TRAIN.WARMUP_LR = 5e-7
+_C.TRAIN.MIN_LR = 5e-6
+_C.TRAIN.CLIP_GRAD = 5.0                # largest gradient norm; 0 or None = no clipping
+_C.TRAIN.AUTO_RESUME = True             # continue from the newest good checkpoint of the run folder
+_C.TRAIN.ACCUMULATION_STEPS = 0         # micro-batches per optimizer step (0 and 1: no accumulation)
+_C.TRAIN.USE_CHECKPOINT = False         # recompute activations in the backward pass to save memory
+_C.TRAIN.NONFINITE_LIMIT = 20           # + stop after this many steps in a row with a NaN or infinite loss or gradient
+_C.TRAIN.LR_SCHEDULER = CfgNode()
+_C.TRAIN.LR_SCHEDULER.NAME = "cosine"   # cosine | linear | step | multistep
+_C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30  # step: epochs between decays, counted from epoch 0
+_C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1   # step: factor
+_C.TRAIN.LR_SCHEDULER.GAMMA = 0.1        # multistep: factor
+_C.TRAIN.LR_SCHEDULER.MULTISTEPS = []    # multistep: epochs, counted from epoch 0
+_C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False  # cosine starts at the end of the warm-up instead of at epoch 0
+_C.TRAIN.OPTIMIZER = CfgNode()
+_C.TRAIN.OPTIMIZER.NAME = "adamw"       # adamw | sgd | fused_adam | fused_lamb (the last two need apex)
+_C.TRAIN.OPTIMIZER.EPS = 1e-8
+_C.TRAIN.OPTIMIZER.BETAS = [0.9, 0.999]
+_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9       # sgd
+_C.TRAIN.LAYER_DECAY = 1.0              # fine-tuning: factor on the learning rate per layer, from the head down
+
+_C.AUG = CfgNode()                      # fine-tuning only
+_C.AUG.COLOR_JITTER = 0.4               # no effect while AUTO_AUGMENT is set (timm)
+_C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy name, or none
+_C.AUG.REPROB = 0.25                    # random erasing: probability
+_C.AUG.REMODE = "pixel"                 # random erasing: const | rand | pixel
+_C.AUG.RECOUNT = 1                      # random erasing: count
+_C.AUG.MIXUP = 0.8                      # mixup alpha, 0 = off
+_C.AUG.CUTMIX = 1.0                     # cutmix alpha, 0 = off
+_C.AUG.CUTMIX_MINMAX = None             # cutmix [min, max] ratio; replaces alpha
+_C.AUG.MIXUP_PROB = 1.0                 # probability of mixing a batch at all
+_C.AUG.MIXUP_SWITCH_PROB = 0.5          # probability of cutmix where both are on
+_C.AUG.MIXUP_MODE = "batch"             # batch | pair | elem
+
+_C.TEST = CfgNode()
+_C.TEST.CROP = True                     # resize to 256/224 of the size, then centre crop; False: resize only
+
+_C.AMP_OPT_LEVEL = ""                   # O0 fp32 | O1 mixed precision | O2 = O1 | "" = O1 on CUDA, O0 elsewhere
+_C.AMP_BACKEND = "native"               # + native (torch.amp) | apex (an apex that still has apex.amp)
+_C.OUTPUT = ""                          # first level of the run folder; "" = output
+_C.TAG = "default"                      # third level of the run folder
+_C.SAVE_FREQ = 1                        # epochs between checkpoints
+_C.PRINT_FREQ = 10                      # iterations between log lines
+_C.VIS_FREQ = 1                         # + epochs between reconstruction grids (0 = none)
+_C.VIS_IMAGES = 8                       # + images in the grid
+_C.SEED = 0
+_C.EVAL_MODE = False                    # evaluate and stop; never trains
+_C.THROUGHPUT_MODE = False              # measure inference images/s and stop
+_C.LOCAL_RANK = 0                       # device index on this machine, where no launcher sets the environment
+_C.DIST_TIMEOUT_MINUTES = 30            # + a collective operation that waits longer ends the job with an error
+_C.PRETRAINED = ""                      # checkpoint that initialises the model; path or https address
+_C.freeze()
+
+_NULLABLE = {"MODEL.SWIN.QK_SCALE", "MODEL.VIT.INIT_VALUES", "AUG.CUTMIX_MINMAX", "AUG.AUTO_AUGMENT", "TRAIN.CLIP_GRAD"}
+_NUMBER_OR_PAIR = {"DATA.IMG_SIZE"}
+_FLOAT_LISTS = {"DATA.MEAN", "DATA.STD"}  # empty by default, so the default does not tell the type
+_CHOICES = {
+    "DATA.INTERPOLATION": ("bicubic", "bilinear", "lanczos", "nearest"),
+    "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
+    "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd", "fused_adam", "fused_lamb"),
+    "AUG.REMODE": ("const", "rand", "pixel"),
+    "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
+    "AMP_OPT_LEVEL": ("", "O0", "O1", "O2"),
+    "AMP_BACKEND": ("native", "apex"),
+}
+_RANGES = {  # key: (lowest, highest) allowed, None = open
+    "DATA.BATCH_SIZE": (1, None), "DATA.NUM_WORKERS": (0, None), "DATA.MASK_PATCH_SIZE": (1, None),
+    "DATA.MASK_RATIO": (0, 1), "DATA.VAL_FRACTION": (0, 0.9), "DATA.IMAGES_PER_CLASS": (0, None),
+    "MODEL.NUM_CLASSES": (1, None), "MODEL.DROP_RATE": (0, 0.99), "MODEL.DROP_PATH_RATE": (0, 0.99),
+    "MODEL.LABEL_SMOOTHING": (0, 0.99), "TRAIN.START_EPOCH": (0, None), "TRAIN.EPOCHS": (1, None),
+    "TRAIN.WARMUP_EPOCHS": (0, None), "TRAIN.ACCUMULATION_STEPS": (0, None), "TRAIN.LAYER_DECAY": (1e-6, 1),
+    "TRAIN.NONFINITE_LIMIT": (1, None), "TRAIN.WEIGHT_DECAY": (0, None), "TRAIN.BASE_LR": (0, None),
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": (1, None), "SAVE_FREQ": (1, None), "PRINT_FREQ": (1, None),
+    "VIS_FREQ": (0, None), "VIS_IMAGES": (1, None), "DIST_TIMEOUT_MINUTES": (1, None), "AUG.RECOUNT": (1, None),
+    "DATA.DEMO_TRAIN_PER_CLASS": (1, None), "DATA.DEMO_VAL_PER_CLASS": (1, None),
+    "MODEL.SWIN.PATCH_SIZE": (1, None), "MODEL.SWIN.IN_CHANS": (1, None), "MODEL.SWIN.EMBED_DIM": (1, None),
+    "MODEL.SWIN.WINDOW_SIZE": (1, None), "MODEL.VIT.PATCH_SIZE": (1, None), "MODEL.VIT.IN_CHANS": (1, None),
+    "MODEL.VIT.EMBED_DIM": (1, None), "MODEL.VIT.DEPTH": (1, None), "MODEL.VIT.NUM_HEADS": (1, None),
+}
+
+
+def load_config(path=None, opts=()):
+    """Defaults, then the YAML file with what it inherits, then `opts`; checked and frozen.
+
+    Args:
+        path: YAML file, or None for the defaults alone.
+        opts: ['KEY', value, 'KEY', value, ...]; values may be strings as typed on a command line.
+    Returns: frozen Config; `config.given` holds the keys that were set by file or opts.
+    Raises: ValueError on an unknown key, a value of the wrong kind, an impossible combination or unreadable YAML;
+        FileNotFoundError when a file is missing.
+    """
+    config = _C.clone()
+    config.defrost()
+    given = set()
+    if path:
+        _merge_file(config, str(path), given, chain=())
+    opts = list(opts or ())
+    if len(opts) % 2:
+        raise ValueError(f"--opts takes pairs KEY VALUE, but {len(opts)} words were given: {' '.join(map(str, opts))}.")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _set(config, str(key), value, given, source="--opts")
+    config.__dict__["given"] = frozenset(given)
+    config.freeze()
+    _check(config)
+    return config
+
+
+def with_values(config, **values):
+    """A frozen clone with other values; keys are written with double underscores: `TRAIN__BASE_LR=1e-3`."""
+    clone = config.clone()
+    clone.defrost()
+    for key, value in values.items():
+        _set(clone, key.replace("__", "."), value, set(), source="with_values")
+    clone.freeze()
+    return clone
+
+
+def scaled_config(config, world_size):
+    """A frozen clone whose three learning rates fit the global batch: rate x images per step / 512.
+
+    The config itself keeps the raw rates, so that a saved config can be fed back (the official code overwrites them).
+    Source: SimMIM (arXiv 2111.09886), official main_simmim.py.
+    """
+    factor = images_per_step(config, world_size) / 512.0
+    return with_values(config, TRAIN__BASE_LR=config.TRAIN.BASE_LR * factor,
+                       TRAIN__WARMUP_LR=config.TRAIN.WARMUP_LR * factor, TRAIN__MIN_LR=config.TRAIN.MIN_LR * factor)
+
+
+def images_per_step(config, world_size):
+    """Images of one optimizer step over all processes."""
+    return config.DATA.BATCH_SIZE * world_size * max(config.TRAIN.ACCUMULATION_STEPS, 1)
+
+
+def image_size(config):
+    """DATA.IMG_SIZE as (height, width)."""
+    size = config.DATA.IMG_SIZE
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def encoder_config(config):
+    """The block of the chosen encoder, e.g. MODEL.SWIN."""
+    name = config.MODEL.TYPE.upper()
+    if name not in config.MODEL:
+        raise ValueError(f"MODEL.TYPE={config.MODEL.TYPE!r} has no settings MODEL.{name} in config.py.")
+    return config.MODEL[name]
+
+
+def run_folder(config):
+    """OUTPUT/MODEL.NAME/TAG, as in the official code."""
+    return os.path.join(config.OUTPUT or "output", config.MODEL.NAME, config.TAG)
+
+
+def save_config(config, folder):
+    """Write the config as <folder>/config.yaml; one of an earlier start that differs is kept as config_<n>.yaml."""
+    path = os.path.join(folder, "config.yaml")
+    text = config.dump()
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            if file.read() == text:
+                return
+        number = next(n for n in range(1, 10 ** 6) if not os.path.exists(os.path.join(folder, f"config_{n}.yaml")))
+        os.rename(path, os.path.join(folder, f"config_{number}.yaml"))
+    os.makedirs(folder, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def flatten(config, prefix=""):
+    """{'SECTION.KEY': value} of all leaves."""
+    leaves = {}
+    for key, value in config.items():
+        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value})
+    return leaves
+
+
+def differences(config, text):
+    """What changed between a config stored as YAML text and this one: {key: (stored, now)}."""
+    stored = flatten(_as_node(yaml.safe_load(text) or {}))
+    return {key: (stored.get(key), value) for key, value in flatten(config).items() if stored.get(key) != value}
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
+
+def _merge_file(config, path, given, chain):
+    path = os.path.abspath(path)
+    if path in chain:
+        raise ValueError(f"{path} inherits from itself through BASE: {' -> '.join((*chain, path))}.")
+    if not os.path.isfile(path):
+        named = f" (named by BASE in {chain[-1]})" if chain else ""
+        raise FileNotFoundError(f"config file {path} does not exist{named}; the recipes are under configs/.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            tree = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds {type(tree).__name__}, expected a tree of SECTION: {{KEY: value}}.")
+    bases = tree.pop("BASE", None) or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        if base:
+            _merge_file(config, os.path.join(os.path.dirname(path), base), given, (*chain, path))
+    for key, value in flatten(_as_node(tree)).items():
+        _set(config, key, value, given, source=path)
+
+
+def _as_node(tree):
+    return CfgNode({key: _as_node(value) if isinstance(value, dict) else value for key, value in tree.items()})
+
+
+def _set(config, key, value, given, source):
+    node = config
+    *sections, name = key.split(".")
+    for section in sections:
+        node = node.get(section) if isinstance(node, CfgNode) else None
+    if not isinstance(node, CfgNode) or name not in node:
+        raise ValueError(f"{source}: unknown key {key!r}{_closest_key(key)}.")
+    if isinstance(node[name], CfgNode):
+        raise ValueError(f"{source}: {key} is a section, not a value; set one of {', '.join(flatten(node[name]))}.")
+    node[name] = _coerce(key, value, flatten(_C)[key], source)
+    given.add(key)
+
+
+def _closest_key(key):
+    """The nearest valid key by spelling, or by its last part where the section is wrong."""
+    valid = list(flatten(_C))
+    close = difflib.get_close_matches(key.upper(), valid, n=1, cutoff=0.6)
+    if not close:
+        last = key.upper().rpartition(".")[2]
+        by_name = {name.rpartition(".")[2]: name for name in reversed(valid)}
+        close = [by_name[name] for name in difflib.get_close_matches(last, by_name, n=1, cutoff=0.5)]
+    return f"; the closest valid key is {close[0]}" if close else "; config.py lists the valid keys"
+
+
+def _coerce(key, value, default, source):
+    """Bring a value from YAML, a command line or Python to the kind of its default, or say why it can't be."""
+    if isinstance(value, str) and not isinstance(default, str):
+        value = _parse(value)
+    if value is None or (isinstance(value, str) and value.lower() == "none" and key in _NULLABLE):
+        if key in _NULLABLE or default is None:
+            return None
+        raise ValueError(f"{source}: {key} is empty, expected {_kind(key, default)}.")
+    try:
+        if key in _NUMBER_OR_PAIR and isinstance(value, (list, tuple)):
+            pair = [_scalar(item, 0) for item in value]
+            if len(pair) != 2:
+                raise ValueError
+            return pair
+        if isinstance(default, list):
+            if not isinstance(value, (list, tuple)):
+                raise ValueError
+            example = 0.0 if key in _FLOAT_LISTS else default[0] if default else 0
+            return [_scalar(item, example) for item in value]
+        if default is None:
+            return [_scalar(item, 0.0) for item in value] if isinstance(value, (list, tuple)) else _scalar(value, 0.0)
+        return _scalar(value, default)
+    except (ValueError, TypeError):
+        raise ValueError(f"{source}: {key}={value!r} is {type(value).__name__}, "
+                         f"expected {_kind(key, default)}.") from None
+
+
+def _parse(text):
+    """A typed word as a Python value: numbers, lists, True/true, None/null; anything else stays text."""
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if text.strip().lower() in words:
+        return words[text.strip().lower()]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _scalar(value, default):
+    """`value` as the type of `default`; whole floats become ints, ints become floats, `2e-4` (text in YAML) a float."""
+    if isinstance(default, str):
+        if isinstance(value, (list, tuple, dict)):
+            raise ValueError
+        return str(value)
+    if isinstance(value, str):
+        value = _parse(value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        if type(value) is not type(default):
+            raise ValueError
+        return value
+    if not isinstance(value, (int, float)):
+        raise ValueError
+    if isinstance(default, float):
+        return float(value)
+    if int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+def _kind(key, default):
+    if key in _NUMBER_OR_PAIR:
+        return "a whole number or [height, width]"
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "a number or None"}
+    if isinstance(default, list):
+        example = 0.0 if key in _FLOAT_LISTS else default[0] if default else 0
+        return f"a list of {({int: 'whole numbers', float: 'numbers', str: 'texts'})[type(example)]}"
+    return names[type(default)] + (" or None" if key in _NULLABLE and default is not None else "")
+
+
+# ---- checking -----------------------------------------------------------------------------------------------------
+
+def _check(config):
+    """Refuse what can't work, whatever the stage; `check_pretraining` and `check_finetuning` know more."""
+    leaves = flatten(config)
+    for key, choices in _CHOICES.items():
+        if leaves[key] not in choices:
+            raise ValueError(f"{key}={leaves[key]!r} is unknown; valid: {', '.join(c or repr('') for c in choices)}.")
+    for key, (low, high) in _RANGES.items():
+        if (low is not None and leaves[key] < low) or (high is not None and leaves[key] > high):
+            allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
+            raise ValueError(f"{key}={leaves[key]} is out of range: it must be {allowed}.")
+    if min(image_size(config)) < 1:
+        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} must be at least 1 pixel.")
+    _check_schedule(config.TRAIN)
+    if config.MODEL.TYPE in _ENCODER_CHECKS:  # unknown types are named, with the valid ones, where the model is built
+        _ENCODER_CHECKS[config.MODEL.TYPE](config)
+        channels = encoder_config(config).IN_CHANS
+        for key in ("MEAN", "STD"):
+            if len(config.DATA[key]) not in (0, channels):
+                raise ValueError(f"DATA.{key} has {len(config.DATA[key])} values for IN_CHANS={channels}: give one each.")
+    if config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE % 2 == 0:
+        raise ValueError(f"MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE={config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE} is even: the "
+                         f"window is centred on a pixel. Use {config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE + 1}.")
+    if config.DATA.MASK_PATCH_SIZE != _C.DATA.MASK_PATCH_SIZE:  # fine-tuning needs no mask: the default may not fit there
+        check_pretraining(config)
+
+
+def check_pretraining(config):
+    """Refuse mask settings that do not fit image and encoder. Raises ValueError."""
+    unit = config.DATA.MASK_PATCH_SIZE
+    height, width = image_size(config)
+    patch = encoder_config(config).PATCH_SIZE if config.MODEL.TYPE.upper() in config.MODEL else 1
+    if height % unit or width % unit:
+        units = [u for u in range(patch, min(height, width) + 1, patch) if height % u == 0 and width % u == 0]
+        fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use"
+        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
+                         f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
+    if unit % patch:
+        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} is not a multiple of MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE="
+                         f"{patch}: a patch is hidden or visible as a whole. Use DATA.MASK_PATCH_SIZE "
+                         f"{max(round(unit / patch), 1) * patch}.")
+
+
+def mixing_is_on(config):
+    """Whether fine-tuning mixes images (mixup or cutmix), and so trains on soft labels."""
+    return config.AUG.MIXUP > 0 or config.AUG.CUTMIX > 0 or config.AUG.CUTMIX_MINMAX is not None
+
+
+def check_finetuning(config):
+    """Refuse augmentation settings that do not fit the batch. Raises ValueError."""
+    size = config.DATA.BATCH_SIZE
+    if mixing_is_on(config) and config.AUG.MIXUP_MODE != "elem" and size % 2:
+        raise ValueError(f"DATA.BATCH_SIZE={size} is odd: mixup and cutmix pair the images of a batch. Use {size + 1}, or "
+                         f"switch both off with --opts AUG.MIXUP 0 AUG.CUTMIX 0.")
+
+
+def _check_schedule(train):
+    schedule = train.LR_SCHEDULER
+    if schedule.NAME != "multistep":
+        return
+    steps = schedule.MULTISTEPS
+    if not steps or steps != sorted(steps):
+        raise ValueError(f"TRAIN.LR_SCHEDULER.MULTISTEPS={steps}: a multistep schedule needs rising epochs, e.g. [700].")
+    if train.WARMUP_EPOCHS > steps[0]:
+        raise ValueError(f"TRAIN.WARMUP_EPOCHS={train.WARMUP_EPOCHS} is longer than the first of TRAIN.LR_SCHEDULER."
+                         f"MULTISTEPS={steps}: use at most {steps[0]}.")
+
+
+def _check_swin(config):
+    swin = config.MODEL.SWIN
+    if not swin.DEPTHS or len(swin.DEPTHS) != len(swin.NUM_HEADS):
+        raise ValueError(f"MODEL.SWIN.DEPTHS={swin.DEPTHS} and MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS} must have one value "
+                         f"for each stage, and so the same length.")
+    if min(swin.DEPTHS) < 1 or min(swin.NUM_HEADS) < 1:
+        raise ValueError(f"MODEL.SWIN.DEPTHS={swin.DEPTHS} and MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS} must be at least 1.")
+    for stage, heads in enumerate(swin.NUM_HEADS):
+        width = swin.EMBED_DIM * 2 ** stage
+        if width % heads:
+            fit = max(h for h in range(1, heads + 1) if width % h == 0)
+            raise ValueError(f"MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
+                             f"stage {stage} (EMBED_DIM={swin.EMBED_DIM} x {2 ** stage}). Use e.g. {fit} heads there.")
+    for size in dict.fromkeys(image_size(config)):
+        problem = _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), swin.WINDOW_SIZE)
+        if problem:
+            windows = [w for w in range(1, size) if not _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), w)]
+            sizes = [s for s in range(1, 2 * size + 1024)
+                     if not _swin_problem(s, swin.PATCH_SIZE, len(swin.DEPTHS), swin.WINDOW_SIZE)]
+            fixes = [f"DATA.IMG_SIZE {min(sizes, key=lambda s: abs(s - size))}"]
+            if windows:
+                fixes.append(f"MODEL.SWIN.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
+            raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with MODEL.SWIN.WINDOW_SIZE={swin.WINDOW_SIZE}: "
+                             f"{problem}. Use {' or '.join(fixes)}.")
+
+
+def _swin_problem(size, patch, num_stages, window):
+    """Why a side of `size` pixels can't go through the stages, or None. A window shrinks to a smaller map."""
+    unit = patch * 2 ** (num_stages - 1)
+    if size % unit:
+        return f"the image side must be a multiple of {unit} (PATCH_SIZE {patch} halved {num_stages - 1} times)"
+    for stage in range(num_stages):
+        side = size // patch // 2 ** stage
+        if side % min(window, side):
+            return f"the window does not divide the map of stage {stage}, {side} tokens wide"
+    return None
+
+
+def _check_vit(config):
+    vit = config.MODEL.VIT
+    if vit.EMBED_DIM % vit.NUM_HEADS:
+        fit = max(h for h in range(1, vit.NUM_HEADS + 1) if vit.EMBED_DIM % h == 0)
+        raise ValueError(f"MODEL.VIT.NUM_HEADS={vit.NUM_HEADS} does not divide MODEL.VIT.EMBED_DIM={vit.EMBED_DIM}. "
+                         f"Use e.g. {fit} heads.")
+    for size in image_size(config):
+        if size % vit.PATCH_SIZE:
+            raise ValueError(f"MODEL.VIT.PATCH_SIZE={vit.PATCH_SIZE} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}. "
+                             f"Use DATA.IMG_SIZE {max(round(size / vit.PATCH_SIZE), 1) * vit.PATCH_SIZE}.")
+
+
+_ENCODER_CHECKS = {"swin": _check_swin, "vit": _check_vit}

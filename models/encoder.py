@@ -1,0 +1,82 @@
+"""What every encoder is: images (and an optional mask) in, a feature map out, and the facts others need about it."""
+import torch
+from torch import nn
+
+REBUILT_BUFFERS = ("relative_position_index", "attn_mask")  # follow from the sizes; a loader leaves them to the model
+
+
+class Encoder(nn.Module):
+    """Base of all encoders.
+
+    An encoder knows no objective. With `num_classes` it owns a linear head as well, so that one class serves
+    pre-training (`encoder.*` inside a method) and classification (the same names at the root), as in official files.
+
+    Subclasses set the facts below and define `forward_map`, `forward_pooled`, `layer_id` and `resize_state_dict`.
+
+    Attributes:
+        patch_size: pixels per side of a token at the input; masks live on this grid.
+        stride: pixels per side of a cell of the feature map.
+        num_features: channels of the feature map.
+        in_chans: channels of the images.
+        num_layers: number of blocks, the unit of layer-wise learning-rate decay.
+        head: nn.Linear, or nn.Identity without classes.
+    """
+
+    patch_size: int
+    stride: int
+    num_features: int
+    in_chans: int
+    num_layers: int
+
+    def forward_map(self, images, mask=None):
+        """(B, in_chans, H, W), optional mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride)."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward_map")
+
+    def forward_pooled(self, images):
+        """(B, in_chans, H, W) -> (B, num_features), the feature the head sees."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward_pooled")
+
+    def layer_id(self, name):
+        """Depth of a parameter: 0 = embedding, i + 1 = block i, num_layers + 1 = what follows the blocks."""
+        raise NotImplementedError(f"{type(self).__name__} must define layer_id")
+
+    def resize_state_dict(self, state_dict):
+        """Bring position tables of a state dict (this encoder's names, any grid) to this encoder's grid.
+
+        Returns: (state dict without the buffers that are rebuilt, names that were resized).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define resize_state_dict")
+
+    def no_weight_decay(self):
+        """Exact names of parameters that never decay."""
+        return set()
+
+    def no_weight_decay_keywords(self):
+        """Parts of names that do not decay in fine-tuning (in pre-training they do, see docs/parity.md)."""
+        return set()
+
+    @property
+    def has_head(self):
+        return isinstance(self.head, nn.Linear)
+
+    def forward(self, images, mask=None):
+        """Feature map without a head, logits with one."""
+        if not self.has_head:
+            return self.forward_map(images, mask)
+        if mask is not None:
+            raise ValueError("a classification model takes no mask; build it with is_pretrain=True to mask images.")
+        return self.head(self.forward_pooled(images))
+
+    def extract_feat(self, images):
+        """Tuple of features: the pooled one of a classification model, else the feature map."""
+        return (self.forward_pooled(images) if self.has_head else self.forward_map(images),)
+
+    def run(self, block, *args):
+        """Call a block, recomputing its activations in the backward pass when `use_checkpoint` is set."""
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+
+def linear_head(num_features, num_classes):
+    return nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()

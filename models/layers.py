@@ -1,0 +1,120 @@
+"""Small layers that the encoders share."""
+import math
+
+import torch
+from torch import nn
+
+
+class DropPath(nn.Module):
+    """Drop the residual branch of a whole sample with probability `rate`, scaling the others by 1 / (1 - rate).
+
+    Source: stochastic depth (arXiv 1603.09382).
+    """
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = float(rate)
+
+    def forward(self, x):
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        return x * (keep / (1.0 - self.rate))
+
+    def extra_repr(self):
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear: (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim, hidden_dim, drop=0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x):
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches as tokens: (B, in_chans, H, W) -> (B, H/patch, W/patch, dim).
+
+    Raises: ValueError if the image is not a whole number of patches or has another number of channels.
+    """
+
+    def __init__(self, patch_size, in_chans, dim, norm=False):
+        super().__init__()
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+
+    def forward(self, images):
+        channels, height, width = images.shape[1:]
+        if channels != self.in_chans:
+            raise ValueError(f"images have {channels} channels, the encoder was built for {self.in_chans}: "
+                             f"set IN_CHANS of its section in the config.")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"images of {height}x{width} pixels are not a whole number of patches of {self.patch_size}.")
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))  # (B, h, w, dim)
+
+
+def hide_tokens(tokens, mask, mask_token):
+    """Put the mask token where the mask is True.
+
+    Args:
+        tokens: (B, h, w, C) float.
+        mask: (B, h, w) bool or 0/1 integers, True = hidden.
+        mask_token: (1, 1, C) parameter.
+    Raises: ValueError if the mask is not on the grid of the tokens.
+    Source: SimMIM (arXiv 2111.09886), section 3.1.
+    """
+    if mask.shape != tokens.shape[:3]:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit the patch grid {tuple(tokens.shape[:3])} (B, h, w).")
+    return torch.where(mask.bool().unsqueeze(-1), mask_token.to(tokens.dtype), tokens)
+
+
+def lift_mask(mask, size):
+    """Repeat a mask of units to a finer grid, for example to pixels.
+
+    Args:
+        mask: (B, h, w) bool or 0/1 integers, True = hidden.
+        size: (H, W), whole multiples of h and w.
+    Returns: (B, H, W) bool.
+    Raises: ValueError if the units do not align with the grid.
+    """
+    height, width = mask.shape[-2:]
+    if size[0] % height or size[1] % width:
+        raise ValueError(f"a mask of {height}x{width} units does not align with {size[0]}x{size[1]} cells.")
+    mask = mask.bool()
+    return mask.repeat_interleave(size[0] // height, dim=-2).repeat_interleave(size[1] // width, dim=-1)
+
+
+def init_linear(module, std=0.02, cut=math.inf):
+    """Initialise one module as the official code does: linear weights normal, biases 0, LayerNorm 1 and 0.
+
+    Args:
+        module: any module; others than nn.Linear and nn.LayerNorm are left alone.
+        std: standard deviation of the normal.
+        cut: absolute truncation. The official default (2.0) is a hundred standard deviations, so none in practice.
+    """
+    if isinstance(module, nn.Linear):
+        truncated_normal(module.weight, std, cut)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def truncated_normal(tensor, std=0.02, cut=math.inf):
+    """Fill in place from a normal of mean 0, values beyond +-cut redrawn."""
+    return nn.init.trunc_normal_(tensor, std=std, a=max(-cut, -2.0), b=min(cut, 2.0))
+
+
+def drop_path_rates(rate, depth):
+    """Stochastic depth rates of the blocks: 0 for the first, rising linearly to `rate` for the last."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]

@@ -1,0 +1,77 @@
+"""SimMIM: hide large random patches, regress their raw pixels with one linear layer.
+
+Source: Xie et al., SimMIM (arXiv 2111.09886).
+"""
+import torch
+from torch import nn
+
+from models.layers import lift_mask
+from models.targets import LocallyNormalizedTarget, PixelTarget
+
+
+class SimMIM(nn.Module):
+    """Encoder over visible and hidden tokens alike, linear head to pixels, L1 on hidden pixels.
+
+    The head is a 1x1 convolution to stride * stride * channels values per cell and a pixel shuffle; stride and channels
+    are the encoder's.
+
+    Args:
+        encoder: an Encoder with a mask token.
+        target: what is predicted, see models/targets.py.
+    """
+
+    def __init__(self, encoder, target=None):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = nn.Sequential(
+            nn.Conv2d(encoder.num_features, encoder.stride ** 2 * encoder.in_chans, kernel_size=1),
+            nn.PixelShuffle(encoder.stride))
+        self.target = target or PixelTarget()
+
+    def forward(self, images, mask=None):
+        """Loss, or features where there is no mask.
+
+        Args:
+            images: (B, C, H, W) float, normalised.
+            mask: (B, H/patch, W/patch), True or 1 = hidden; None for features.
+        Returns: scalar float32 loss; without a mask the tuple of `extract_feat`.
+        """
+        if mask is None:
+            return self.extract_feat(images)
+        prediction = self.reconstruct(images, mask)
+        return masked_l1(prediction, self.target(images), mask)
+
+    def reconstruct(self, images, mask, denormalize=False):
+        """Predicted pixels, (B, C, H, W): what the loss compares with its target.
+
+        With `denormalize` a normalised target is undone by its own statistics, for viewing.
+        """
+        prediction = self.decoder(self.encoder(images, mask))
+        return self.target.denormalize(prediction, images) if denormalize else prediction
+
+    def extract_feat(self, images):
+        """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
+        return (self.encoder(images),)
+
+    def no_weight_decay(self):
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+
+def masked_l1(prediction, target, mask):
+    """Mean absolute error over hidden pixels of the whole batch and all channels; 0 if nothing is hidden.
+
+    Args:
+        prediction, target: (B, C, H, W).
+        mask: (B, h, w), True = hidden, on a grid that the pixels align with.
+    Source: official SimMIM; the 1e-5 avoids 0 / 0.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):  # sums over millions of pixels need fp32
+        hidden = lift_mask(mask, target.shape[-2:]).unsqueeze(1).to(torch.float32)
+        error = (target.float() - prediction.float()).abs()
+        return (error * hidden).sum() / (hidden.sum() + 1e-5) / target.shape[1]
+
+
+def build_simmim(config, encoder):
+    """SimMIM from MODEL.SIMMIM."""
+    norm_target = config.MODEL.SIMMIM.NORM_TARGET
+    return SimMIM(encoder, LocallyNormalizedTarget(norm_target.PATCH_SIZE) if norm_target.ENABLE else PixelTarget())

@@ -1,0 +1,290 @@
+"""Swin Transformer: windows of tokens that attend to each other, shifted in every second block.
+
+Source: Liu et al., Swin Transformer (arXiv 2103.14030). Parameter and buffer names are the official ones.
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_linear, truncated_normal
+from models.position import (
+    relative_position_index,
+    resize_bias_table,
+    resize_position_embedding,
+    source_grid,
+    source_window,
+)
+
+BLOCKED = -100.0  # added to a score that must not count; finite, as in the official buffers
+
+
+def window_mask(grid, window, shift):
+    """What may attend to what once a map is padded to whole windows and rolled by `shift`.
+
+    Tokens of a window may come from opposite borders of the image, or be padding; only tokens of one region see each
+    other.
+
+    Args:
+        grid: (H, W) tokens of the map before padding.
+        window: (h, w) tokens.
+        shift: (y, x) tokens the map is rolled by.
+    Returns: (windows, h*w, h*w) float, 0 or -100.
+    """
+    regions = torch.zeros(())
+    for axis in range(2):
+        padded = -(-grid[axis] // window[axis]) * window[axis]
+        position = torch.arange(padded)
+        region = torch.zeros(padded)
+        if shift[axis]:
+            region += (position >= padded - window[axis]).float() + (position >= padded - shift[axis]).float()
+        origin = (position + shift[axis]) % padded  # where the token stood before the roll
+        region[origin >= grid[axis]] = 3.0
+        regions = regions + (region[:, None] * 4 if axis == 0 else region[None, :])
+    rows, cols = regions.shape[0] // window[0], regions.shape[1] // window[1]
+    regions = regions.reshape(rows, window[0], cols, window[1]).transpose(1, 2).reshape(rows * cols, -1)
+    return (regions[:, None, :] != regions[:, :, None]).float() * BLOCKED
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention inside windows with a learned relative position bias."""
+
+    def __init__(self, dim, window, num_heads, qkv_bias=True, qk_scale=None, drop=0.0):
+        super().__init__()
+        self.window = window
+        self.num_heads = num_heads
+        self.scale = qk_scale  # None: 1 / sqrt(head width), the default of the attention function
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def bias(self):
+        """(heads, N, N)."""
+        num_tokens = self.relative_position_index.shape[0]
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        return bias.view(num_tokens, num_tokens, -1).permute(2, 0, 1)
+
+    def forward(self, x, mask=None):
+        """(B, windows, N, C), mask (windows, N, N) added to the scores -> the same shape."""
+        batch, windows, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, windows, tokens, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
+        bias = self.bias()
+        if mask is None:
+            q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * windows, heads, N, C / heads)
+        else:  # windows stand beside the heads, so that the bias need not be copied for every image
+            q, k, v = qkv.flatten(2, 3).unbind(0)  # (B, windows * heads, N, C / heads)
+            bias = (bias + mask.to(bias.dtype).unsqueeze(1)).flatten(0, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0), scale=self.scale)
+        x = x.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(batch, windows, tokens, dim)
+        return self.proj_drop(self.proj(x))
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP with pre-norms; (B, H, W, C) -> (B, H, W, C).
+
+    Args:
+        grid: (H, W) of the map the model is built for; other maps work, padded to whole windows where needed.
+        window: (h, w), at most the grid.
+        shifted: whether windows are shifted by half their size, along the axes on which there is more than one.
+    """
+
+    def __init__(self, dim, grid, window, num_heads, shifted, mlp_ratio, qkv_bias, qk_scale, drop, drop_path):
+        super().__init__()
+        self.grid = grid
+        self.window = window
+        self.shifted = shifted
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.register_buffer("attn_mask", self._mask_for(grid))
+
+    def _shift_for(self, grid):
+        return tuple(w // 2 if self.shifted and side > w else 0 for side, w in zip(grid, self.window, strict=True))
+
+    def _mask_for(self, grid):
+        shift = self._shift_for(grid)
+        padded = any(side % w for side, w in zip(grid, self.window, strict=True))
+        return window_mask(grid, self.window, shift) if any(shift) or padded else None
+
+    def forward(self, x):
+        x = x + self.drop_path(self._attend(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(self, x):
+        batch, height, width, dim = x.shape
+        (h, w), shift = self.window, self._shift_for((height, width))
+        if (height, width) == self.grid:
+            mask = self.attn_mask
+        else:
+            mask = self._mask_for((height, width))
+            mask = None if mask is None else mask.to(x.device)
+        x = F.pad(x, (0, 0, 0, -width % w, 0, -height % h)) if width % w or height % h else x
+        x = x.roll((-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else x
+        rows, cols = x.shape[1] // h, x.shape[2] // w
+        x = x.view(batch, rows, h, cols, w, dim).transpose(2, 3).reshape(batch, rows * cols, h * w, dim)
+        x = self.attn(x, mask)
+        x = x.view(batch, rows, cols, h, w, dim).transpose(2, 3).reshape(batch, rows * h, cols * w, dim)
+        x = x.roll(shift, dims=(1, 2)) if any(shift) else x
+        return x[:, :height, :width]
+
+
+class PatchMerging(nn.Module):
+    """Four neighbours become one token of twice the width: (B, H, W, C) -> (B, H/2, W/2, 2C); odd maps are padded."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x):
+        batch, height, width, dim = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, dim)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # order of the four: column, then row
+        return self.reduction(self.norm(x))
+
+
+class SwinStage(nn.Module):
+    """Blocks on one map, then a merging unless it is the last stage."""
+
+    def __init__(self, blocks, downsample=None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        if downsample is not None:
+            self.downsample = downsample
+
+
+class SwinTransformer(Encoder):
+    """Swin encoder.
+
+    Args:
+        img_size: (H, W) pixels the position tables and masks are made for.
+        patch_size: pixels per side of a token.
+        in_chans: channels of the images.
+        num_classes: size of the head, 0 = none.
+        embed_dim: width of the first stage; it doubles with each.
+        depths, num_heads: blocks and heads of each stage.
+        window_size: tokens per side; per axis it shrinks to the map where the map is smaller.
+        mlp_ratio: hidden width of the MLP over the width.
+        qkv_bias: biases of query, key and value.
+        qk_scale: factor on the scores, None = 1 / sqrt(head width).
+        drop_rate, drop_path_rate: dropout; stochastic depth of the last block.
+        ape: add a learned absolute position embedding.
+        patch_norm: LayerNorm after the patch embedding.
+        use_mask_token: own a mask token (pre-training).
+        use_checkpoint: recompute activations in the backward pass.
+    """
+
+    def __init__(self, img_size=(224, 224), patch_size=4, in_chans=3, num_classes=0, embed_dim=96, depths=(2, 2, 6, 2),
+                 num_heads=(3, 6, 12, 24), window_size=7, mlp_ratio=4.0, qkv_bias=True, qk_scale=None, drop_rate=0.0,
+                 drop_path_rate=0.1, ape=False, patch_norm=True, use_mask_token=False, use_checkpoint=False):
+        super().__init__()
+        self.patch_size = patch_size
+        self.stride = patch_size * 2 ** (len(depths) - 1)
+        self.in_chans = in_chans
+        self.num_features = embed_dim * 2 ** (len(depths) - 1)
+        self.depths = tuple(depths)
+        self.num_layers = sum(depths)
+        self.use_checkpoint = use_checkpoint
+        self.grid = tuple(side // patch_size for side in img_size)
+
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm)
+        if ape:
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
+        if use_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = iter(drop_path_rates(drop_path_rate, self.num_layers))
+        stages = []
+        for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            dim = embed_dim * 2 ** stage
+            grid = tuple(-(-side // 2 ** stage) for side in self.grid)  # odd maps are padded before they are merged
+            window = tuple(min(window_size, side) for side in grid)
+            blocks = [SwinBlock(dim, grid, window, heads, i % 2 == 1, mlp_ratio, qkv_bias, qk_scale, drop_rate, next(rates))
+                      for i in range(depth)]
+            stages.append(SwinStage(blocks, PatchMerging(dim) if stage < len(depths) - 1 else None))
+        self.layers = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = linear_head(self.num_features, num_classes)
+        self._init_weights()
+
+    def _init_weights(self):
+        self.apply(init_linear)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("relative_position_bias_table", "absolute_pos_embed", "mask_token")):
+                truncated_normal(parameter)
+
+    def _tokens(self, images, mask=None):
+        """(B, in_chans, H, W) -> (B, H/stride, W/stride, num_features), normalised."""
+        x = self.patch_embed(images)
+        if mask is not None:
+            if not hasattr(self, "mask_token"):
+                raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")
+            x = hide_tokens(x, mask, self.mask_token)
+        if hasattr(self, "absolute_pos_embed"):
+            grid = tuple(x.shape[1:3])
+            x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, grid).view(1, *grid, -1)
+        x = self.pos_drop(x)
+        for stage in self.layers:
+            for block in stage.blocks:
+                x = self.run(block, x)
+            if hasattr(stage, "downsample"):
+                x = stage.downsample(x)
+        return self.norm(x)
+
+    def forward_map(self, images, mask=None):
+        return self._tokens(images, mask).permute(0, 3, 1, 2)
+
+    def forward_pooled(self, images):
+        return self._tokens(images).mean(dim=(1, 2))
+
+    def no_weight_decay(self):
+        return {"absolute_pos_embed", "mask_token"}
+
+    def no_weight_decay_keywords(self):
+        return {"relative_position_bias_table"}
+
+    def layer_id(self, name):
+        """As official: a merging shares the id of the last block before it; the absolute embedding counts as last."""
+        if name == "mask_token" or name.startswith("patch_embed"):
+            return 0
+        if name.startswith("layers."):
+            _, stage, part, index, *_ = name.split(".")
+            before = sum(self.depths[:int(stage)])
+            return before + (int(index) + 1 if part == "blocks" else self.depths[int(stage)])
+        return self.num_layers + 1
+
+    def resize_state_dict(self, state_dict):
+        own, resized = self.state_dict(), []
+        out = {name: value for name, value in state_dict.items() if not name.endswith(REBUILT_BUFFERS)}
+        for name, value in out.items():
+            if name not in own or value.shape == own[name].shape:
+                continue
+            if name.endswith("relative_position_bias_table") and value.shape[1] == own[name].shape[1]:
+                target = self.get_submodule(name.rpartition(".")[0]).window
+                index = state_dict.get(name.replace("bias_table", "index"))
+                source = source_window(value.shape[0], index, like=target)
+                if source:
+                    out[name] = resize_bias_table(value, source, target)
+                    resized.append(name)
+            elif name == "absolute_pos_embed" and value.shape[2] == own[name].shape[2]:
+                out[name] = resize_position_embedding(value, source_grid(value.shape[1], like=self.grid), self.grid)
+                resized.append(name)
+        return out, resized
+
+
+def build_swin(config, img_size, num_classes, is_pretrain):
+    """SwinTransformer from MODEL.SWIN."""
+    swin = config.MODEL.SWIN
+    return SwinTransformer(
+        img_size=img_size, patch_size=swin.PATCH_SIZE, in_chans=swin.IN_CHANS, num_classes=num_classes,
+        embed_dim=swin.EMBED_DIM, depths=swin.DEPTHS, num_heads=swin.NUM_HEADS, window_size=swin.WINDOW_SIZE,
+        mlp_ratio=swin.MLP_RATIO, qkv_bias=swin.QKV_BIAS, qk_scale=swin.QK_SCALE, drop_rate=config.MODEL.DROP_RATE,
+        drop_path_rate=config.MODEL.DROP_PATH_RATE, ape=swin.APE, patch_norm=swin.PATCH_NORM,
+        use_mask_token=is_pretrain, use_checkpoint=config.TRAIN.USE_CHECKPOINT)

@@ -1,0 +1,248 @@
+"""Vision Transformer with relative position bias, layer scale and biases for query and value only.
+
+Source: Dosovitskiy et al. (arXiv 2010.11929); the variant of BEiT (arXiv 2106.08254) that SimMIM uses. Parameter and
+buffer names are those of the official SimMIM files.
+"""
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_linear, truncated_normal
+from models.position import (
+    num_table_rows,
+    relative_position_index_with_class_token,
+    resize_bias_table,
+    resize_position_embedding,
+    source_grid,
+    source_window,
+)
+
+CLASS_TOKEN_ROWS = 3  # rows of a bias table for pairs that involve the class token
+INIT_STD = 0.02
+NORM_EPS = 1e-6  # of all LayerNorms here; Swin keeps PyTorch's 1e-5
+
+
+class BiasTable(nn.Module):
+    """Base of modules that own a relative position bias table over a patch grid with a class token in front."""
+
+    def add_table(self, grid, num_heads):
+        self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(num_table_rows(grid) + CLASS_TOKEN_ROWS, num_heads))
+        self.register_buffer("relative_position_index", relative_position_index_with_class_token(grid))
+
+    def bias(self, grid):
+        """(heads, 1 + h*w, 1 + h*w) for a patch grid (h, w); the table is resized for another grid than it was built for."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        if tuple(grid) != self.grid:
+            table = resize_bias_table(table, self.grid, grid, num_extra=CLASS_TOKEN_ROWS)
+            index = relative_position_index_with_class_token(grid).to(table.device)
+        return table[index.view(-1)].view(*index.shape, -1).permute(2, 0, 1)
+
+
+class RelativePositionBias(BiasTable):
+    """One table shared by all blocks."""
+
+    def __init__(self, grid, num_heads):
+        super().__init__()
+        self.add_table(grid, num_heads)
+
+
+class Attention(BiasTable):
+    """Multi-head attention over all tokens, with a bias table of its own if `table_grid` is given."""
+
+    def __init__(self, dim, num_heads, qkv_bias, drop, table_grid=None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.has_table = table_grid is not None
+        if qkv_bias:  # a bias of the key would not change the attention
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
+        else:
+            self.q_bias = self.v_bias = None
+        if self.has_table:
+            self.add_table(table_grid, num_heads)
+        self.qkv = nn.Linear(dim, dim * 3, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x, grid, shared_bias=None):
+        """(B, N, C), patch grid (h, w), bias (heads, N, N) shared by the blocks or None -> (B, N, C)."""
+        batch, tokens, dim = x.shape
+        qkv_bias = None
+        if self.q_bias is not None:
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.bias(grid) if self.has_table else None
+        if shared_bias is not None:
+            bias = shared_bias if bias is None else bias + shared_bias
+        bias = None if bias is None else bias.to(q.dtype).unsqueeze(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dim)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each branch scaled by a learned factor per channel (`gamma`) unless `init_values` is None."""
+
+    def __init__(self, dim, num_heads, mlp_ratio, qkv_bias, drop, drop_path, init_values, table_grid):
+        super().__init__()
+        if init_values is None:
+            self.gamma_1 = self.gamma_2 = None
+        else:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), float(init_values)))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), float(init_values)))
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads, qkv_bias, drop, table_grid)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+
+    def forward(self, x, grid, shared_bias=None):
+        branch = self.attn(self.norm1(x), grid, shared_bias)
+        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
+
+
+class VisionTransformer(Encoder):
+    """ViT encoder.
+
+    Args:
+        img_size: (H, W) pixels the position tables are made for; other sizes resize them on the fly.
+        patch_size: pixels per side of a token.
+        in_chans: channels of the images.
+        num_classes: size of the head, 0 = none.
+        embed_dim, depth, num_heads: width, blocks, heads.
+        mlp_ratio: hidden width of the MLP over the width.
+        qkv_bias: biases of query and value.
+        init_values: start of the layer scale, None = no layer scale.
+        drop_rate, drop_path_rate: dropout; stochastic depth of the last block.
+        use_ape: add a learned absolute position embedding.
+        use_rpb: a relative position bias table in every block.
+        use_shared_rpb: one table for all blocks (added to the blocks' own where both are on).
+        use_mean_pooling: the pooled feature is the normalised mean of the patch tokens instead of the class token; the
+            final norm over tokens then disappears.
+        use_mask_token: own a mask token (pre-training).
+        use_checkpoint: recompute activations in the backward pass.
+        init_cut: truncation of the initial normals; the official pre-training model cuts at one standard deviation.
+    """
+
+    def __init__(self, img_size=(224, 224), patch_size=16, in_chans=3, num_classes=0, embed_dim=768, depth=12,
+                 num_heads=12, mlp_ratio=4.0, qkv_bias=True, init_values=0.1, drop_rate=0.0, drop_path_rate=0.1,
+                 use_ape=False, use_rpb=False, use_shared_rpb=True, use_mean_pooling=False, use_mask_token=False,
+                 use_checkpoint=False, init_cut=2.0):
+        super().__init__()
+        self.patch_size = self.stride = patch_size
+        self.in_chans = in_chans
+        self.num_features = embed_dim
+        self.num_layers = depth
+        self.use_checkpoint = use_checkpoint
+        self.grid = tuple(side // patch_size for side in img_size)
+
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        if use_ape:
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+        if use_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rpb else None
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, rate, init_values, self.grid if use_rpb else None)
+            for rate in drop_path_rates(drop_path_rate, depth))
+        self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if use_mean_pooling else None
+        self.head = linear_head(embed_dim, num_classes)
+        self._init_weights(init_cut)
+        if self.fc_norm is not None and not self.has_head:
+            self.fc_norm.requires_grad_(False)  # official files have it, pre-training never uses it
+
+    def _init_weights(self, cut):
+        self.apply(lambda module: init_linear(module, INIT_STD, cut))
+        truncated_normal(self.patch_embed.proj.weight, INIT_STD, cut)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        for name in ("cls_token", "mask_token", "pos_embed"):
+            if hasattr(self, name):
+                truncated_normal(getattr(self, name), INIT_STD, cut)
+        with torch.no_grad():
+            for i, block in enumerate(self.blocks):  # deeper branches start smaller
+                block.attn.proj.weight.div_(math.sqrt(2.0 * (i + 1)))
+                block.mlp.fc2.weight.div_(math.sqrt(2.0 * (i + 1)))
+            if self.has_head:
+                self.head.weight.mul_(0.001)
+                self.head.bias.mul_(0.001)
+
+    def _tokens(self, images, mask=None):
+        """(B, in_chans, H, W) -> ((B, 1 + h*w, C), (h, w)); class token first."""
+        x = self.patch_embed(images)
+        grid = tuple(x.shape[1:3])
+        if mask is not None:
+            if not hasattr(self, "mask_token"):
+                raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")
+            x = hide_tokens(x, mask, self.mask_token)
+        x = x.flatten(1, 2)
+        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        if hasattr(self, "pos_embed"):
+            x = x + resize_position_embedding(self.pos_embed, self.grid, grid, num_extra=1)
+        x = self.pos_drop(x)
+        shared_bias = None if self.rel_pos_bias is None else self.rel_pos_bias.bias(grid)
+        for block in self.blocks:
+            x = self.run(block, x, grid, shared_bias)
+        return self.norm(x), grid
+
+    def forward_map(self, images, mask=None):
+        x, grid = self._tokens(images, mask)
+        return x[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+    def forward_pooled(self, images):
+        x, _ = self._tokens(images)
+        return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
+
+    def no_weight_decay(self):
+        """The official list forgets the mask token; kept, see docs/parity.md."""
+        return {"pos_embed", "cls_token"}
+
+    def layer_id(self, name):
+        if name in ("cls_token", "mask_token", "pos_embed") or name.startswith("patch_embed"):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers + 1
+
+    def resize_state_dict(self, state_dict):
+        """As the base class says; a table shared by the blocks is also copied to blocks that have their own."""
+        shared = "rel_pos_bias.relative_position_bias_table"
+        own, resized = self.state_dict(), []
+        out = {name: value for name, value in state_dict.items() if not name.endswith(REBUILT_BUFFERS)}
+        if shared in out and shared not in own:
+            table = out.pop(shared)
+            tables = [name for name in own if name.startswith("blocks.") and name.endswith("relative_position_bias_table")]
+            out.update(dict.fromkeys(tables, table))
+        for name, value in out.items():
+            if name not in own or value.shape == own[name].shape:
+                continue
+            if name.endswith("relative_position_bias_table") and value.shape[1] == own[name].shape[1]:
+                source = source_window(value.shape[0] - CLASS_TOKEN_ROWS, like=self.grid)
+                if source:
+                    out[name] = resize_bias_table(value, source, self.grid, num_extra=CLASS_TOKEN_ROWS)
+                    resized.append(name)
+            elif name == "pos_embed" and value.shape[2] == own[name].shape[2]:
+                source = source_grid(value.shape[1] - 1, like=self.grid)
+                out[name] = resize_position_embedding(value, source, self.grid, num_extra=1)
+                resized.append(name)
+        return out, resized
+
+
+def build_vit(config, img_size, num_classes, is_pretrain):
+    """VisionTransformer from MODEL.VIT."""
+    vit = config.MODEL.VIT
+    return VisionTransformer(
+        img_size=img_size, patch_size=vit.PATCH_SIZE, in_chans=vit.IN_CHANS, num_classes=num_classes,
+        embed_dim=vit.EMBED_DIM, depth=vit.DEPTH, num_heads=vit.NUM_HEADS, mlp_ratio=vit.MLP_RATIO, qkv_bias=vit.QKV_BIAS,
+        init_values=vit.INIT_VALUES, drop_rate=config.MODEL.DROP_RATE, drop_path_rate=config.MODEL.DROP_PATH_RATE,
+        use_ape=vit.USE_APE, use_rpb=vit.USE_RPB, use_shared_rpb=vit.USE_SHARED_RPB,
+        use_mean_pooling=vit.USE_MEAN_POOLING, use_mask_token=is_pretrain, use_checkpoint=config.TRAIN.USE_CHECKPOINT,
+        init_cut=INIT_STD if is_pretrain else 2.0)

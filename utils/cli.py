@@ -1,0 +1,75 @@
+"""Command line of the mains: the flags of the official SimMIM, and errors as one line."""
+import argparse
+import logging
+import os
+import sys
+
+from utils import distributed
+
+FLAGS = {  # flag: (config key, type, help)
+    "--batch-size": ("DATA.BATCH_SIZE", int, "images per process and micro-batch"),
+    "--data-path": ("DATA.DATA_PATH", str, "data folder"),
+    "--resume": ("MODEL.RESUME", str, "checkpoint to continue from or to evaluate (path or https address)"),
+    "--pretrained": ("PRETRAINED", str, "checkpoint that initialises the model (path or https address)"),
+    "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", int, "micro-batches per optimizer step"),
+    "--amp-opt-level": ("AMP_OPT_LEVEL", str, "O0 fp32, O1 mixed precision, O2 = O1"),
+    "--output": ("OUTPUT", str, "root of the run folders (default: output)"),
+    "--tag": ("TAG", str, "name of this run: <output>/<MODEL.NAME>/<tag>"),
+}
+SWITCHES = {
+    "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", "recompute activations to save memory"),
+    "--eval": ("EVAL_MODE", "evaluate and stop"),
+    "--throughput": ("THROUGHPUT_MODE", "measure inference throughput and stop"),
+}
+
+
+def parse_arguments(description, argv=None):
+    """Parse the flags of the mains.
+
+    Returns: (path of the YAML file, opts for load_config); flags win over --opts, as in the official code.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    for flag, (key, kind, text) in FLAGS.items():
+        choices = ("O0", "O1", "O2") if flag == "--amp-opt-level" else None
+        parser.add_argument(flag, dest=key, type=kind, choices=choices, help=f"{text} ({key})")
+    for flag, (key, text) in SWITCHES.items():
+        parser.add_argument(flag, dest=key, action="store_const", const=True, help=f"{text} ({key})")
+    parser.add_argument("--local_rank", "--local-rank", dest="LOCAL_RANK", type=int, help=argparse.SUPPRESS)
+    values = vars(parser.parse_args(argv))
+    cfg, opts = values.pop("cfg"), values.pop("opts")
+    for key, value in values.items():
+        if value is not None:
+            opts += [key, value]
+    return cfg, opts
+
+
+def run(main):
+    """Run a main; what the user can mend becomes one line on stderr and exit code 2.
+
+    The full traceback goes to the log file of a run that has begun, or to the console with SIMMIM_TRACEBACK=1.
+    """
+    code = 0
+    try:
+        main()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        logging.getLogger("simmim").debug("stopped by an error", exc_info=True)
+        if os.environ.get("SIMMIM_TRACEBACK"):
+            raise
+        where = f"[rank {distributed.rank()}] " if distributed.is_parallel() else ""
+        print(f"{where}error: {_one_line(error)}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        distributed.stop()
+    sys.exit(code)
+
+
+def _one_line(error):
+    """The message; of an error in a loader process only the error itself, not its traceback."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

@@ -1,0 +1,88 @@
+"""Processes of a run: torchrun, torch.distributed.launch, or one plain process."""
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+
+def start(local_rank=0, timeout_minutes=30):
+    """Join the process group if a launcher made one, and choose the device.
+
+    Args:
+        local_rank: device index where no launcher sets LOCAL_RANK.
+        timeout_minutes: a collective operation that waits longer fails instead of hanging.
+    Returns: torch.device: CUDA, MPS or CPU.
+    Raises: ValueError where the launcher's environment is incomplete or there are fewer GPUs than processes.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
+    device = _device(local_rank)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ValueError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start several processes with torchrun, or "
+                             f"unset WORLD_SIZE to run one.")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return device
+
+
+def _device(local_rank):
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible. Use "
+                             f"--nproc_per_node {torch.cuda.device_count()} or look at CUDA_VISIBLE_DEVICES.")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def stop():
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_parallel():
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank():
+    return dist.get_rank() if is_parallel() else 0
+
+
+def world_size():
+    return dist.get_world_size() if is_parallel() else 1
+
+
+def barrier():
+    if is_parallel():
+        dist.barrier()
+
+
+def sum_over_processes(tensor):
+    """Sum of a tensor over all processes, in a new tensor."""
+    total = tensor.clone()
+    if is_parallel():
+        dist.all_reduce(total)
+    return total
+
+
+def from_rank0(value):
+    """The value that rank 0 holds (any picklable object), on every rank."""
+    if not is_parallel():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def rank0_first():
+    """Let rank 0 run the block before the others, who then find what it left on disk."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()

@@ -1,0 +1,41 @@
+"""Random streams: every draw is a pure function of what it belongs to (seed, epoch, sample; or seed, iteration, rank)."""
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+# what a stream is for; the numbers separate streams that share all other keys
+AUGMENT, MASK, STEP, SHUFFLE, SUBSET, PICTURE = range(6)
+
+
+def rng_for(*keys):
+    """A numpy RandomState for a tuple of whole numbers."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([int(key) for key in keys])))
+
+
+def seed_globals(*keys):
+    """Seed the global generators of Python, numpy and torch (all devices) from a tuple of whole numbers."""
+    words = np.random.SeedSequence([int(key) for key in keys]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed((int(words[2]) << 32) + int(words[3]))
+
+
+@contextmanager
+def seeded_globals(*keys):
+    """As `seed_globals` for the CPU generators, putting their states back afterwards.
+
+    For libraries that draw from the global generators (torchvision and timm transforms).
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence([int(key) for key in keys]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed((int(words[2]) << 32) + int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
