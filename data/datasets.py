@@ -1,0 +1,158 @@
+"""Image files on disk as samples. Every random draw of a sample is a pure function of (seed, epoch, sample index)."""
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+class ImageDataset(Dataset):
+    """Image files with labels, addressed by (epoch, index).
+
+    Args:
+        samples: [(path, label), ...]; labels are whole numbers, -1 = none.
+        transform: PIL image -> tensor; may draw from the global generators.
+        mode: PIL mode the files are read in.
+        seed: the run's seed.
+    """
+
+    def __init__(self, samples, transform, mode="RGB", seed=0):
+        self.samples = samples
+        self.transform = transform
+        self.mode = mode
+        self.seed = seed
+
+    def __len__(self):
+        return len(self.samples)
+
+    def image(self, epoch, index):
+        """(C, H, W) float."""
+        picture = read_image(self.samples[index][0], self.mode)
+        with seeded_globals(self.seed, AUGMENT, epoch, index):
+            return self.transform(picture)
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.image(epoch, index), self.samples[index][1]
+
+
+class MaskedImageDataset(ImageDataset):
+    """Images with a mask for pre-training: items are (image, mask), mask (h, w) bool, True = hidden.
+
+    Args:
+        mask_generator: see data/masks.py.
+    """
+
+    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0):
+        super().__init__(samples, transform, mode, seed)
+        self.mask_generator = mask_generator
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        mask = self.mask_generator(rng_for(self.seed, MASK, epoch, index))
+        return self.image(epoch, index), torch.from_numpy(mask).bool()
+
+
+def read_image(path, mode="RGB"):
+    """A file as a PIL image. Raises ValueError that names the file if it can't be decoded."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert(mode)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} can't be read as an image ({error}). Repair or remove the file.") from error
+
+
+def image_files(root):
+    """Paths (text) of all image files below a folder, sorted; links are followed.
+
+    Raises: FileNotFoundError if the folder is missing; ValueError if it holds no image.
+    """
+    root = require_folder(root)
+    files = sorted(_walk(root))
+    if not files:
+        inside = sorted(path.name for path in root.iterdir())
+        found = f"it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "it is empty"
+        raise ValueError(f"{root} holds no images: {found}. Expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}, "
+                         f"in the folder or below it; check --data-path.")
+    return files
+
+
+def _walk(root):
+    """Image files below a folder, one after another (millions of files: no Path objects)."""
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def require_folder(root):
+    """Path of an existing folder. Raises: ValueError without a name, FileNotFoundError where there is none."""
+    if not str(root):
+        raise ValueError("no data folder is given: pass --data-path <folder> (DATA.DATA_PATH).")
+    root = Path(root)
+    if not root.is_dir():
+        kind = "is a file, not a folder" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"data folder {root} {kind}: check --data-path.")
+    return root
+
+
+def unlabelled_samples(root):
+    """All images below a folder, flat or nested, without labels: [(path, -1), ...]."""
+    return [(path, -1) for path in image_files(root)]
+
+
+def class_names(root):
+    """Names of the class folders in `root` that hold images, sorted. Raises ValueError if there are none."""
+    root = require_folder(root)
+    names = sorted(path.name for path in root.iterdir()
+                   if path.is_dir() and not path.name.startswith(".") and any(True for _ in _walk(path)))
+    if not names:
+        files = image_files(root)
+        raise ValueError(f"{root} holds {len(files)} images but no class folders: fine-tuning and evaluation need one "
+                         f"folder for each class. (Pre-training works without labels: main_simmim.py.)")
+    return names
+
+
+def labelled_samples(root, names):
+    """Images of the class folders of `root`, labelled by the position of their class in `names`.
+
+    Raises: ValueError if the folder has classes that `names` lacks, or no image of any class.
+    """
+    root = require_folder(root)
+    own = class_names(root)
+    unknown = sorted(set(own) - set(names))
+    if unknown:
+        raise ValueError(f"{root} has class folders that the training data has not: {', '.join(unknown[:5])}"
+                         f"{', ...' if len(unknown) > 5 else ''}. Both need the same classes.")
+    return [(path, names.index(name)) for name in own for path in sorted(_walk(root / name))]
+
+
+def per_class_subset(samples, number, seed):
+    """At most `number` samples of each label (0 = all), drawn by seed, in the given order."""
+    if not number:
+        return samples
+    return _pick(samples, seed, lambda count: number)[0]
+
+
+def split_per_class(samples, fraction, seed):
+    """Hold out a share of each label: (kept, held out); at least one of each class with two images is held out."""
+    held, kept = _pick(samples, seed, lambda count: min(max(round(count * fraction), 1), count - 1))
+    return kept, held
+
+
+def _pick(samples, seed, how_many):
+    by_label = {}
+    for position, (_, label) in enumerate(samples):
+        by_label.setdefault(label, []).append(position)
+    chosen = set()
+    for label, positions in by_label.items():
+        order = rng_for(seed, SUBSET, label).permutation(len(positions))
+        chosen.update(positions[i] for i in order[:how_many(len(positions))])
+    return ([sample for i, sample in enumerate(samples) if i in chosen],
+            [sample for i, sample in enumerate(samples) if i not in chosen])

@@ -1,0 +1,225 @@
+"""From a config to batches."""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from timm.data import Mixup
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from config import check_finetuning, encoder_config, image_size, mixing_is_on
+from data.datasets import (
+    ImageDataset,
+    MaskedImageDataset,
+    class_names,
+    labelled_samples,
+    per_class_subset,
+    require_folder,
+    split_per_class,
+    unlabelled_samples,
+)
+from data.demo import demo_data
+from data.masks import MASKS
+from data.transforms import eval_transform, finetune_transform, heldout_transform, pil_mode, pretrain_transform
+from utils import distributed
+from utils.registry import pick
+from utils.seeding import SHUFFLE, rng_for
+
+
+@dataclass
+class Loaders:
+    """What a run reads.
+
+    Attributes:
+        train: batches of (images, masks) in pre-training, (images, labels) in fine-tuning; None for evaluation.
+        val: batches of the same kind, each image once; None if there is no validation data.
+        classes: names of the classes; empty in pre-training.
+        pictures: pre-training: (image, mask) without augmentation, held out where possible, to look at.
+    """
+    train: DataLoader | None
+    val: DataLoader | None
+    classes: list = field(default_factory=list)
+    pictures: Dataset | None = None
+
+
+class EpochSampler(Sampler):
+    """Keys (epoch, index) of one process, shuffled by (seed, epoch); only whole global batches.
+
+    The order of the images does not depend on the number of processes: each global batch is cut into equal parts.
+
+    Args:
+        num_samples: images in the data set.
+        batch_size: images per process and micro-batch.
+        rank, world_size: this process among all.
+        seed: the run's seed.
+    """
+
+    def __init__(self, num_samples, batch_size, rank, world_size, seed):
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+        self.num_batches = num_samples // (batch_size * world_size)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.num_batches * self.batch_size
+
+    def __iter__(self):
+        order = rng_for(self.seed, SHUFFLE, self.epoch).permutation(self.num_samples)
+        order = order[:self.num_batches * self.batch_size * self.world_size]
+        order = order.reshape(self.num_batches, self.world_size, self.batch_size)[:, self.rank]
+        return iter([(self.epoch, int(index)) for index in order.reshape(-1)])
+
+
+class EvalSampler(Sampler):
+    """Keys (0, index) of one process; over all processes each image comes exactly once."""
+
+    def __init__(self, num_samples, rank, world_size):
+        self.indices = range(rank, num_samples, world_size)
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __iter__(self):
+        return iter([(0, index) for index in self.indices])
+
+
+def build_loader(config, is_pretrain, train=True):
+    """Loaders of a run.
+
+    Args:
+        config: from load_config.
+        is_pretrain: images with masks, or images with labels.
+        train: False leaves out the training data (evaluation).
+    Returns: Loaders.
+    Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
+    """
+    return _pretrain_loaders(config) if is_pretrain else _finetune_loaders(config, train)
+
+
+def build_mask_generator(config):
+    """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
+    mask = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE")
+    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO)
+
+
+def build_mixup(config, num_classes):
+    """timm's mixup and cutmix: (images, labels) -> (images, soft labels with smoothing); None where both are off."""
+    aug = config.AUG
+    if not mixing_is_on(config):
+        return None
+    return Mixup(mixup_alpha=aug.MIXUP, cutmix_alpha=aug.CUTMIX, cutmix_minmax=aug.CUTMIX_MINMAX, prob=aug.MIXUP_PROB,
+                 switch_prob=aug.MIXUP_SWITCH_PROB, mode=aug.MIXUP_MODE, label_smoothing=config.MODEL.LABEL_SMOOTHING,
+                 num_classes=num_classes)
+
+
+def _pretrain_loaders(config):
+    train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config)
+    masks, mode = build_mask_generator(config), pil_mode(config)
+    samples = unlabelled_samples(train_folder)
+    train = MaskedImageDataset(samples, pretrain_transform(config), masks, mode, config.SEED)
+    held_out = unlabelled_samples(val_folder) if val_folder else samples
+    plain = MaskedImageDataset(held_out, heldout_transform(config), masks, mode, config.SEED)
+    return Loaders(_train_loader(config, train), _eval_loader(config, plain) if val_folder else None, pictures=plain)
+
+
+def _finetune_loaders(config, train):
+    check_finetuning(config)
+    samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
+    mode = pil_mode(config)
+    val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED))
+    if not train:
+        return Loaders(None, val, classes)
+    samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
+    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED)
+    return Loaders(_train_loader(config, dataset), val, classes)
+
+
+# ---- where the files are ------------------------------------------------------------------------------------------
+
+def _own_folder(config):
+    """Pre-training reads every image below DATA_PATH, so that ImageNet's `train` folder and a flat folder both work."""
+    return config.DATA.DATA_PATH, config.DATA.VAL_PATH
+
+
+def _demo_folder(config):
+    root = _draw_demo(config)
+    return root / "train", config.DATA.VAL_PATH or root / "val"
+
+
+def _imagenet_samples(config, train):
+    """DATA_PATH/train and DATA_PATH/val (or VAL_PATH), a folder for each class."""
+    root = require_folder(config.DATA.DATA_PATH)
+    val = Path(config.DATA.VAL_PATH) if config.DATA.VAL_PATH else root / "val"
+    for folder in ([root / "train"] if train else []) + [val]:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} does not exist: fine-tuning and evaluation expect {root}/train/<class>/ and {root}/val/<class>/ "
+                f"(DATA.DATASET imagenet). For one folder of classes use --opts DATA.DATASET folder.")
+    classes = class_names(root / "train") if (root / "train").is_dir() else class_names(val)
+    return labelled_samples(root / "train", classes) if train else None, labelled_samples(val, classes), classes
+
+
+def _folder_samples(config, train):
+    """Any labelled tree: train/ and val/ inside DATA_PATH, or VAL_PATH, or a share of each class held out."""
+    root = require_folder(config.DATA.DATA_PATH)
+    if config.DATA.VAL_PATH or ((root / "train").is_dir() and (root / "val").is_dir()):
+        train_root = root / "train" if (root / "train").is_dir() else root
+        classes = class_names(train_root)
+        return labelled_samples(train_root, classes), labelled_samples(config.DATA.VAL_PATH or root / "val", classes), classes
+    classes = class_names(root)
+    if not config.DATA.VAL_FRACTION:
+        raise ValueError(f"{root} has no train/ and val/ and DATA.VAL_FRACTION is 0: there is nothing to validate on. "
+                         f"Give DATA.VAL_PATH, or a DATA.VAL_FRACTION such as 0.1.")
+    kept, held_out = split_per_class(labelled_samples(root, classes), config.DATA.VAL_FRACTION, config.SEED)
+    if not held_out:
+        raise ValueError(f"{root} has one image in each class: none can be held out. Give DATA.VAL_PATH.")
+    return kept, held_out, classes
+
+
+def _demo_samples(config, train):
+    root = _draw_demo(config)
+    classes = class_names(root / "train")
+    return labelled_samples(root / "train", classes), labelled_samples(root / "val", classes), classes
+
+
+def _draw_demo(config):
+    sizes = {"num_train_per_class": config.DATA.DEMO_TRAIN_PER_CLASS, "num_val_per_class": config.DATA.DEMO_VAL_PER_CLASS}
+    with distributed.rank0_first():
+        return demo_data(**sizes, root=config.DATA.DATA_PATH or None)
+
+
+PRETRAIN_FOLDERS = {"imagenet": _own_folder, "folder": _own_folder, "demo": _demo_folder}
+FINETUNE_SAMPLES = {"imagenet": _imagenet_samples, "folder": _folder_samples, "demo": _demo_samples}
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------
+
+def _train_loader(config, dataset):
+    rank, world_size = distributed.rank(), distributed.world_size()
+    sampler = EpochSampler(len(dataset), config.DATA.BATCH_SIZE, rank, world_size, config.SEED)
+    if not sampler.num_batches:
+        raise ValueError(f"{len(dataset)} training images do not fill one batch of {config.DATA.BATCH_SIZE} x {world_size} "
+                         f"processes. Use a smaller --batch-size (at most {max(len(dataset) // world_size, 1)}).")
+    return _loader(config, dataset, sampler)
+
+
+def _eval_loader(config, dataset):
+    return _loader(config, dataset, EvalSampler(len(dataset), distributed.rank(), distributed.world_size()))
+
+
+def _loader(config, dataset, sampler):
+    workers = config.DATA.NUM_WORKERS
+    return DataLoader(
+        dataset, sampler=sampler, batch_size=config.DATA.BATCH_SIZE, num_workers=workers,
+        pin_memory=config.DATA.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=workers > 0,
+        worker_init_fn=_one_thread)
+
+
+def _one_thread(worker_id):
+    """A worker per core is enough; more threads in each only compete."""
+    torch.set_num_threads(1)

@@ -1,0 +1,73 @@
+"""From a PIL image to a normalised tensor; the official pre-training and fine-tuning pipelines."""
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from config import encoder_config, image_size
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def pixel_statistics(config):
+    """Mean and standard deviation per channel, of pixels in [0, 1]: ([...], [...])."""
+    channels = encoder_config(config).IN_CHANS
+    default_mean, default_std = ((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if channels == 3
+                                 else ((0.5,) * channels, (0.5,) * channels))
+    return list(config.DATA.MEAN or default_mean), list(config.DATA.STD or default_std)
+
+
+def pil_mode(config):
+    """PIL mode images are read in, by the encoder's channels. Raises ValueError where PIL has none."""
+    channels = encoder_config(config).IN_CHANS
+    if channels not in PIL_MODES:
+        raise ValueError(f"MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS={channels}: image files are read with "
+                         f"{', '.join(map(str, PIL_MODES))} channels; other data needs a dataset of its own "
+                         f"(docs/extending.md).")
+    return PIL_MODES[channels]
+
+
+def pretrain_transform(config):
+    """Random resized crop (area 0.67 to 1, bilinear), horizontal flip, normalise. Source: official SimMIM."""
+    mean, std = pixel_statistics(config)
+    return transforms.Compose([
+        transforms.RandomResizedCrop(image_size(config), scale=(0.67, 1.0), ratio=(3.0 / 4.0, 4.0 / 3.0)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std)])
+
+
+def finetune_transform(config):
+    """timm's training pipeline. Images of at most 32 px are padded and cropped instead of resized, as official."""
+    mean, std = pixel_statistics(config)
+    size, aug = image_size(config), config.AUG
+    policy = None if aug.AUTO_AUGMENT is None or aug.AUTO_AUGMENT.lower() == "none" else aug.AUTO_AUGMENT
+    transform = create_transform(
+        input_size=size, is_training=True, color_jitter=aug.COLOR_JITTER or None, auto_augment=policy,
+        re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT, interpolation=config.DATA.INTERPOLATION,
+        mean=mean, std=std)
+    if max(size) <= 32:
+        transform.transforms[0] = transforms.Compose([
+            transforms.Resize(size, interpolation=InterpolationMode(config.DATA.INTERPOLATION)),
+            transforms.RandomCrop(size, padding=4)])
+    return transform
+
+
+def eval_transform(config):
+    """Resize the short side to 256/224 of the size and crop the centre; without TEST.CROP resize only."""
+    mean, std = pixel_statistics(config)
+    size, interpolation = image_size(config), InterpolationMode(config.DATA.INTERPOLATION)
+    if config.TEST.CROP and max(size) > 32:
+        shape = [transforms.Resize(int(256 / 224 * max(size)) if size[0] == size[1] else
+                                   tuple(int(256 / 224 * side) for side in size), interpolation=interpolation),
+                 transforms.CenterCrop(size)]
+    else:
+        shape = [transforms.Resize(size, interpolation=interpolation)]
+    return transforms.Compose([*shape, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def heldout_transform(config):
+    """As `eval_transform`, for the held-out reconstruction loss: always crops, with pre-training's bilinear resizing."""
+    mean, std = pixel_statistics(config)
+    size = image_size(config)
+    return transforms.Compose([
+        transforms.Resize(max(size)), transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(mean, std)])

@@ -1,0 +1,458 @@
+"""The one training loop: update, epoch, evaluation, fit. Knows no method and no dataset.
+
+A job is a model, batches, and a function from (model, batch) to a loss. Iterations count micro-batches over the whole
+run; the random draws of an iteration (drop path, mixup) are a pure function of (seed, iteration, rank).
+"""
+import datetime
+import logging
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from config import differences, encoder_config, flatten, image_size, images_per_step, save_config
+from logger import MetricWriter, log_to_file
+from utils import distributed
+from utils.checkpoint import (
+    BEST_FILE,
+    epoch_checkpoints,
+    load_checkpoint,
+    load_weights,
+    newest_good_checkpoint,
+    save_checkpoint,
+)
+from utils.meters import Meter, peak_memory_mb
+from utils.seeding import STEP, seed_globals
+
+log = logging.getLogger("simmim.engine")
+
+
+class Updater:
+    """One optimizer step from one or several micro-batches.
+
+    K micro-batches give the step of one batch K times as large: their gradients are averaged and clipped once. A step
+    whose gradient is not finite is skipped and counted. Nothing here waits for the device, apart from optimizers that
+    are not fused.
+
+    Args:
+        model: the module whose parameters the optimizer has, wrapped for parallel training or not.
+        optimizer, precision: from build_optimizer and build_precision.
+        clip: largest gradient norm, 0 or None = no clipping.
+    """
+
+    def __init__(self, model, optimizer, precision, clip):
+        self.model = model
+        self.optimizer = optimizer
+        self.precision = precision
+        self.clip = clip or math.inf
+        self.skipped = 0         # steps skipped so far
+        self.skipped_in_row = 0  # ... without a good one between; both become tensors with the first step
+
+    def update(self, losses):
+        """Run the micro-batches of one step.
+
+        Args:
+            losses: list of functions model -> scalar loss, one for each micro-batch.
+        Returns: (mean loss, gradient norm before clipping), tensors on the device.
+        """
+        total = 0.0
+        for i, compute_loss in enumerate(losses):
+            last = i == len(losses) - 1
+            with self._communication(last):
+                with self.precision.autocast():
+                    loss = compute_loss(self.model)
+                self.precision.backward(loss / len(losses), self.optimizer, last)
+            total = total + loss.detach()
+        parameters = self.precision.gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        nonfinite = ~torch.isfinite(norm)
+        self.precision.step(self.optimizer, nonfinite)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped = self.skipped + nonfinite
+        self.skipped_in_row = (self.skipped_in_row + 1) * nonfinite
+        return total / len(losses), norm
+
+    def _communication(self, last):
+        """Gradients travel between processes with the last micro-batch only."""
+        return nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync()
+
+
+@dataclass
+class Job:
+    """Everything a training run needs.
+
+    Attributes:
+        config: the raw config.
+        device: torch.device.
+        model: the plain module; `updater.model` may wrap it.
+        loader: training batches, tuples of tensors; its sampler has `set_epoch`.
+        updater, scheduler: what changes the weights, what sets the learning rate.
+        compute_loss: (model, batch) -> scalar loss.
+        validate: epoch -> {name: number}, on all ranks; {} if there is nothing to validate.
+        folder: run folder.
+        metrics: MetricWriter, made by open_run.
+        group: index of the parameter group whose learning rate is logged (official: first in pre-training, last in
+            fine-tuning).
+        score: name of the validation number whose highest value marks the best checkpoint, or None.
+        started_from: checkpoint that the run was explicitly resumed from, as text.
+    """
+    config: Any
+    device: torch.device
+    model: torch.nn.Module
+    loader: Any
+    updater: Updater
+    scheduler: Any
+    compute_loss: Any
+    validate: Any
+    folder: str
+    metrics: Any = None
+    group: int = 0
+    score: str | None = None
+    start_epoch: int = 0
+    best: float = 0.0
+    started_from: str = ""
+    best_epoch: int = field(default=-1)
+
+
+def parallel(model, device):
+    """Wrap for training on several processes; the model itself for one."""
+    if not distributed.is_parallel():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def to_device(batch, device):
+    return [tensor.to(device, non_blocking=True) for tensor in batch]
+
+
+# ---- starting -----------------------------------------------------------------------------------------------------
+
+def open_run(job):
+    """Make the run folder: log files, metrics, and the config that reproduces the run (config.yaml)."""
+    log_to_file(job.folder, distributed.rank())
+    job.metrics = MetricWriter(job.folder if distributed.rank() == 0 else None)
+    if distributed.rank() == 0:
+        save_config(job.config, job.folder)
+
+
+def announce(job, scaled, num_train, num_val):
+    """Log what will happen: sizes, effective batch, scaled learning rates, precision.
+
+    Args:
+        scaled: the config with effective learning rates.
+        num_train, num_val: images; num_val may be None.
+    """
+    config, train = job.config, job.config.TRAIN
+    log.debug("settings:\n%s", config.dump())
+    log.debug("%s", job.model)
+    parameters = sum(p.numel() for p in job.model.parameters())
+    log.info("%s / %s: %.2fM parameters, %s, %s", config.MODEL.METHOD, config.MODEL.TYPE, parameters / 1e6, job.device,
+             job.updater.precision)
+    log.info("%d training images in %d iterations an epoch, %s validation images", num_train, len(job.loader), num_val or "no")
+    total = images_per_step(config, distributed.world_size())
+    log.info("effective batch: %d images x %d processes x %d accumulation steps = %d", config.DATA.BATCH_SIZE,
+             distributed.world_size(), max(train.ACCUMULATION_STEPS, 1), total)
+    log.info("learning rates x %d / 512: base %.3e -> %.3e, warm-up start %.3e -> %.3e, minimum %.3e -> %.3e", total,
+             train.BASE_LR, scaled.TRAIN.BASE_LR, train.WARMUP_LR, scaled.TRAIN.WARMUP_LR, train.MIN_LR, scaled.TRAIN.MIN_LR)
+    if train.WARMUP_EPOCHS >= train.EPOCHS:
+        log.warning("TRAIN.WARMUP_EPOCHS=%d is not below TRAIN.EPOCHS=%d: the learning rate never reaches its peak",
+                    train.WARMUP_EPOCHS, train.EPOCHS)
+    log.info("run folder: %s", job.folder)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+def fit(job):
+    """Train from job.start_epoch to TRAIN.EPOCHS: epochs, validation, checkpoints."""
+    config, begin = job.config, time.time()
+    if job.start_epoch >= config.TRAIN.EPOCHS:
+        log.info("nothing to train: %d of %d epochs are done", job.start_epoch, config.TRAIN.EPOCHS)
+    for epoch in range(job.start_epoch, config.TRAIN.EPOCHS):
+        train_epoch(job, epoch)
+        numbers = job.validate(epoch)
+        if numbers:
+            job.metrics.write("val", (epoch + 1) * len(job.loader), epoch=epoch, **numbers)
+        if job.score and numbers[job.score] > job.best:
+            job.best, job.best_epoch = numbers[job.score], epoch
+            save_best(job, epoch)
+        if epoch % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1:
+            save_epoch(job, epoch)
+    log.info("training took %s", _duration(time.time() - begin))
+
+
+def train_epoch(job, epoch):
+    """One pass over the training data, in groups of TRAIN.ACCUMULATION_STEPS micro-batches.
+
+    The last group of an epoch may be shorter; it makes a step of its own.
+    """
+    config, loader = job.config, job.loader
+    num_batches, size = len(loader), max(config.TRAIN.ACCUMULATION_STEPS, 1)
+    loader.sampler.set_epoch(epoch)
+    job.model.train()
+    job.updater.optimizer.zero_grad(set_to_none=True)
+    epoch_loss, loss_meter, norm_meter = Meter(), Meter(), Meter()
+    clock = Clock()
+    progress = _progress_bar(num_batches, f"epoch {epoch}")
+    group = []
+    for i, batch in enumerate(loader):
+        iteration = epoch * num_batches + i
+        clock.data_arrived()
+        group.append(_loss_of(job, to_device(batch, job.device), iteration))
+        if len(group) < size and i < num_batches - 1:
+            clock.waits_for_data()
+            continue
+        loss, norm = job.updater.update(group)
+        rate = job.updater.optimizer.param_groups[job.group]["lr"]  # of the step just made
+        job.scheduler.step_update(iteration)
+        for meter, value in ((epoch_loss, loss), (loss_meter, loss), (norm_meter, norm)):
+            meter.add(value)
+        group = []
+        if i // config.PRINT_FREQ > (i - size) // config.PRINT_FREQ or i == num_batches - 1:
+            _report(job, epoch, i, rate, (loss_meter, epoch_loss, norm_meter), clock, progress)
+            loss_meter.reset()
+            norm_meter.reset()
+        progress.update(i + 1 - progress.n)
+        clock.waits_for_data()
+    progress.close()
+    log.info("EPOCH %d training takes %s", epoch, _duration(clock.total))
+
+
+def _loss_of(job, batch, iteration):
+    def compute(model):
+        seed_globals(job.config.SEED, STEP, iteration, distributed.rank())
+        return job.compute_loss(model, batch)
+    return compute
+
+
+class Clock:
+    """Wall time of an epoch and the part of it spent waiting for data, in seconds."""
+
+    def __init__(self):
+        self.begin = self.mark = self.waiting_since = time.time()
+        self.data = self.total = 0.0
+        self.batches = 0
+
+    def data_arrived(self):
+        self.data += time.time() - self.waiting_since
+        self.batches += 1
+
+    def waits_for_data(self):
+        self.waiting_since = time.time()
+
+    def lap(self):
+        """(seconds a batch, seconds of waiting a batch) since the last lap."""
+        now = time.time()
+        each, waiting = (now - self.mark) / max(self.batches, 1), self.data / max(self.batches, 1)
+        self.total = now - self.begin
+        self.mark, self.data, self.batches = now, 0.0, 0
+        return each, waiting
+
+
+def _report(job, epoch, i, rate, meters, clock, progress):
+    """Log one line; the only place where training waits for the device and for the other processes."""
+    config, num_batches, updater = job.config, len(job.loader), job.updater
+    numbers = torch.stack([torch.as_tensor(meter.mean(), dtype=torch.float32, device=job.device) for meter in meters])
+    loss, average, norm = (distributed.sum_over_processes(numbers) / distributed.world_size()).tolist()
+    in_row, skipped = int(updater.skipped_in_row), int(updater.skipped)
+    each, waiting = clock.lap()
+    images = config.DATA.BATCH_SIZE * distributed.world_size() / max(each, 1e-9)
+    memory = peak_memory_mb(job.device)
+    left = each * (num_batches - i - 1)
+    progress.set_postfix_str(f"loss {loss:.4f} lr {rate:.2e}")
+    line = (f"Train: [{epoch}/{config.TRAIN.EPOCHS}][{i}/{num_batches}]\teta {_duration(left)} lr {rate:.6f}\t"
+            f"time {each:.4f} data {waiting:.4f}\tloss {loss:.4f} ({average:.4f})\tgrad_norm {norm:.4f}\t"
+            f"{images:.0f} images/s\tmem {memory:.0f}MB" + (f"\tskipped {skipped}" if skipped else ""))
+    log.log(logging.DEBUG if progress.disable is False else logging.INFO, line)
+    job.metrics.write("train", epoch * num_batches + i, epoch=epoch, loss=loss, loss_epoch=average, lr=rate, grad_norm=norm,
+                      time=each, data_time=waiting, images_per_second=images, memory_mb=memory, skipped=skipped)
+    if in_row >= config.TRAIN.NONFINITE_LIMIT:
+        raise ValueError(
+            f"the gradient was NaN or infinite in the last {in_row} steps, up to iteration {epoch * num_batches + i} (epoch "
+            f"{epoch}); all of them were skipped. The checkpoints in {job.folder} are older and intact: resume from one with "
+            f"a lower TRAIN.BASE_LR or --amp-opt-level O0.")
+
+
+def _progress_bar(total, name):
+    """A bar on a terminal; elsewhere one that does nothing."""
+    shown = distributed.rank() == 0 and sys.stderr.isatty()
+    return tqdm(total=total, desc=name, disable=not shown, leave=False, dynamic_ncols=True, unit="it")
+
+
+def _duration(seconds):
+    return str(datetime.timedelta(seconds=int(seconds)))
+
+
+# ---- evaluation ---------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def evaluate(model, loader, device, precision):
+    """Accuracy of a classification model, each image counted once over all processes.
+
+    Args:
+        model: plain module, images -> logits.
+        loader: batches of (images, labels).
+    Returns: {top1, top5 (percent; top5 of all classes where there are fewer), loss, images}.
+    """
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    for batch in loader:
+        images, labels = to_device(batch, device)
+        with precision.autocast():
+            logits = model(images)
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels.unsqueeze(1))
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, torch.tensor(len(labels), device=device)]).to(sums)
+    top1, top5, loss, count = distributed.sum_over_processes(sums).tolist()
+    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": int(count)}
+
+
+@torch.no_grad()
+def heldout_loss(model, loader, device, precision):
+    """Mean pre-training loss over held-out images with fixed masks: {loss, images}."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float32, device=device)
+    for batch in loader:
+        images, masks = to_device(batch, device)
+        with precision.autocast():
+            loss = model(images, masks)
+        sums += torch.stack([loss * len(images), torch.tensor(float(len(images)), device=device)])
+    total, count = distributed.sum_over_processes(sums).tolist()
+    return {"loss": total / count, "images": int(count)}
+
+
+@torch.no_grad()
+def throughput(model, shape, device, precision, warmup=5, rounds=30):
+    """Images per second of inference on random images of one process.
+
+    Args:
+        shape: (B, C, H, W).
+    """
+    model.eval()
+    images = torch.randn(shape, device=device)
+    for i in range(warmup + rounds):
+        if i == warmup:
+            _wait(device)
+            begin = time.time()
+        with precision.autocast():
+            model(images)
+    _wait(device)
+    return shape[0] * rounds / (time.time() - begin)
+
+
+def report_throughput(model, config, device, precision):
+    """Log images per second of inference at the config's size and batch."""
+    shape = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
+    log.info("batch size %d throughput %.1f images/s (%s, %s)", shape[0], throughput(model, shape, device, precision),
+             device, precision)
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+# ---- checkpoints --------------------------------------------------------------------------------------------------
+
+def save_epoch(job, epoch):
+    """Write ckpt_epoch_<epoch>.pth (epochs count from 0) with everything needed to go on; rank 0 only."""
+    if distributed.rank() == 0:
+        path = os.path.join(job.folder, f"ckpt_epoch_{epoch}.pth")
+        save_checkpoint(path, {
+            "model": job.model.state_dict(), "optimizer": job.updater.optimizer.state_dict(),
+            "lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
+            "epoch": epoch, "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
+            "config": job.config.dump()})
+        log.info("%s saved", path)
+    distributed.barrier()
+
+
+def save_best(job, epoch):
+    """Write the weights of the best epoch so far; rank 0 only."""
+    if distributed.rank() == 0:
+        path = os.path.join(job.folder, BEST_FILE)
+        save_checkpoint(path, {"model": job.model.state_dict(), "epoch": epoch, "max_accuracy": job.best,
+                               "config": job.config.dump()})
+        log.info("best so far (%.2f): %s saved", job.best, path)
+
+
+def resume(job):
+    """Continue a run where it stopped, if there is anything to continue.
+
+    Auto-resume takes the newest readable checkpoint of the run folder. With an explicit MODEL.RESUME it does so only if
+    that checkpoint descends from the named file (a restarted job), and says so. Nothing that exists is overwritten: where
+    training would write over checkpoints of another run, it refuses.
+    """
+    config = job.config
+    explicit = config.MODEL.RESUME
+    if explicit and "://" not in explicit:
+        explicit = os.path.abspath(explicit)
+    path = content = None
+    if config.TRAIN.AUTO_RESUME:
+        path, content = newest_good_checkpoint(job.folder, log.warning)
+        if content and explicit and content.get("started_from") != explicit:
+            path = content = None
+        elif content and explicit:
+            log.info("%s was started from %s and is newer: continuing with it", path, explicit)
+    job.started_from = explicit
+    if content is not None:
+        restore(job, content, path)
+        return  # later files, if any, are broken
+    if explicit:
+        restore(job, load_checkpoint(explicit), explicit)
+    else:
+        job.start_epoch = config.TRAIN.START_EPOCH
+    _refuse_overwriting(job, explicit)
+
+
+def restore(job, content, path):
+    """Put weights, optimizer, schedule and position of a checkpoint into a job; settings stay those of the config."""
+    absent = [key for key in ("model", "optimizer", "epoch") if key not in content]
+    if absent:
+        raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
+                         f"Start from its weights with --pretrained instead of --resume.")
+    load_weights(job.model, content, path)
+    _load_optimizer(job.updater.optimizer, content["optimizer"], path)
+    job.updater.precision.load_state_dict(content.get("scaler"))
+    job.start_epoch = content["epoch"] + 1
+    job.scheduler.load_state_dict({"last_update": job.start_epoch * len(job.loader) - 1})
+    job.best, job.best_epoch = content.get("max_accuracy", 0.0), content.get("best_epoch", -1)
+    job.started_from = job.started_from or content.get("started_from", "")
+    log.info("resumed from %s: epoch %d is done, going on with epoch %d", path, content["epoch"], job.start_epoch)
+    if isinstance(content.get("config"), str):
+        for key, (then, now) in differences(job.config, content["config"]).items():
+            if key in flatten(job.config) and key not in ("MODEL.RESUME", "OUTPUT", "TAG"):
+                log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+
+
+def _load_optimizer(optimizer, state, path):
+    """Moments and step counts from the file; rates, decay and other settings from the present config."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"the optimizer of {path} does not fit this run ({error}). Use the config it was made with, or start "
+                         f"from its weights with --pretrained.") from error
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+def _refuse_overwriting(job, resumed):
+    later = [path for epoch, path in epoch_checkpoints(job.folder).items() if epoch >= job.start_epoch]
+    if later:
+        what = f"continuing from {resumed}" if resumed else "starting anew"
+        raise ValueError(
+            f"{job.folder} already holds {later[-1].name}, and {what} at epoch {job.start_epoch} would write over it. Use "
+            f"another --tag or --output, move these checkpoints away, or continue the run with TRAIN.AUTO_RESUME True and "
+            f"without --resume.")

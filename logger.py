@@ -1,0 +1,110 @@
+"""What a run writes about itself: console (rank 0), a log file per rank, metrics.jsonl, TensorBoard."""
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from termcolor import colored
+from tqdm import tqdm
+
+ROOT = "simmim"
+LINE = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
+TIME = "%Y-%m-%d %H:%M:%S"
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes past a progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=self.stream)
+
+
+def create_logger(rank=0):
+    """Logger of the run; coloured lines on the console of rank 0, warnings and worse on the others.
+
+    Returns: logging.Logger named `simmim`; modules log to children of it.
+    """
+    logger = logging.getLogger(ROOT)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    close_logger()
+    console = ConsoleHandler(sys.stdout)
+    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    console.setFormatter(logging.Formatter(_coloured_line() if use_colour() else LINE, TIME))
+    logger.addHandler(console)
+    return logger
+
+
+def log_to_file(folder, rank=0):
+    """Add the log file of this rank, `log_rank<rank>.txt` in the run folder; an existing one is continued."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(folder) / f"log_rank{rank}.txt", mode="a", encoding="utf-8")
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(logging.Formatter(LINE, TIME))
+    logging.getLogger(ROOT).addHandler(handler)
+
+
+def close_logger():
+    """Close files and forget all handlers."""
+    logger = logging.getLogger(ROOT)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def use_colour():
+    """Colour on a terminal, or where FORCE_COLOR is set; never with NO_COLOR."""
+    return not os.environ.get("NO_COLOR") and (sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR")))
+
+
+def _coloured_line():
+    where = colored("(%(filename)s %(lineno)d)", "yellow", force_color=True)
+    return f"{colored('[%(asctime)s %(name)s]', 'green', force_color=True)} {where}: %(levelname)s %(message)s"
+
+
+class MetricWriter:
+    """Numbers and pictures of a run: one JSON object a line in metrics.jsonl, and TensorBoard events beside it.
+
+    Args:
+        folder: run folder, or None to write nothing (ranks other than 0).
+    """
+
+    def __init__(self, folder):
+        self.folder = folder and Path(folder)
+        self.file = self.board = None
+        if folder:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import; other ranks need it not
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")
+            self.board = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def write(self, kind, step, **values):
+        """Add one record.
+
+        Args:
+            kind: train | val | eval; the record's `kind`, and the group in TensorBoard.
+            step: iteration, counted over the run.
+            values: numbers.
+        """
+        if self.file:
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
+            for name, value in values.items():
+                if name != "epoch":
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def picture(self, name, step, picture):
+        """Save a PIL image as <folder>/<name>/epoch_<step>.png and show it in TensorBoard."""
+        if self.file:
+            import numpy as np
+            path = self.folder / name / f"epoch_{step:04d}.png"
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
+            self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            self.board.flush()
+
+    def close(self):
+        if self.file:
+            self.file.close()
+            self.board.close()

@@ -1,0 +1,105 @@
+"""Fine-tune a classification model, or evaluate one (--eval).
+
+  torchrun --nproc_per_node 8 main_finetune.py --batch-size 128 --data-path <folder with train/ and val/> \\
+      --cfg configs/swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep.yaml --pretrained <checkpoint>
+  python main_finetune.py --eval --cfg <the same> --resume <fine-tuned checkpoint> --data-path <folder with val/>
+"""
+import logging
+
+from torch.nn import functional as F
+
+from config import load_config, run_folder, scaled_config, with_values
+from data import build_loader
+from data.loader import build_mixup
+from engine import Job, Updater, announce, evaluate, fit, open_run, parallel, report_throughput, resume
+from logger import create_logger
+from lr_scheduler import build_scheduler
+from models import build_model
+from models.pretrained import load_pretrained
+from optimizer import build_optimizer
+from utils import distributed
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.cli import parse_arguments, run
+from utils.precision import build_precision
+from utils.seeding import seed_globals
+
+log = logging.getLogger("simmim.main")
+
+
+def main():
+    config = load_config(*parse_arguments(__doc__))
+    if config.EVAL_MODE and not config.MODEL.RESUME and not config.PRETRAINED:
+        raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")
+    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
+    create_logger(distributed.rank())
+    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
+    seed_globals(config.SEED)  # the same start on every rank
+    if config.THROUGHPUT_MODE:
+        return report_throughput(build_model(config, is_pretrain=False).to(device), config, device, precision)
+    loaders = build_loader(config, is_pretrain=False, train=not config.EVAL_MODE)
+    config = with_classes(config, loaders.classes)
+    model = build_model(config, is_pretrain=False).to(device)
+    if config.EVAL_MODE:
+        return evaluate_only(model, loaders, config, device, precision)
+    if config.PRETRAINED:
+        load_pretrained(model, config.PRETRAINED)
+    elif not config.MODEL.RESUME:
+        log.info("no --pretrained checkpoint: training from scratch, unless the run folder holds a checkpoint to resume")
+    train(model, loaders, config, device, precision)
+
+
+def with_classes(config, classes):
+    """The config with the number of classes of the data. Raises ValueError where the user set another one."""
+    if "MODEL.NUM_CLASSES" in config.given and config.MODEL.NUM_CLASSES != len(classes):
+        raise ValueError(f"MODEL.NUM_CLASSES={config.MODEL.NUM_CLASSES} but the data has {len(classes)} classes "
+                         f"({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}). Leave it out to take it from the "
+                         f"data, or check --data-path.")
+    return with_values(config, MODEL__NUM_CLASSES=len(classes))
+
+
+def evaluate_only(model, loaders, config, device, precision):
+    """Accuracy of a checkpoint on the validation images."""
+    if config.MODEL.RESUME:
+        load_weights(model, load_checkpoint(config.MODEL.RESUME), config.MODEL.RESUME)
+    else:
+        report = load_pretrained(model, config.PRETRAINED)
+        if any(name.startswith("head.") for name in report.missing):
+            raise ValueError(f"{config.PRETRAINED} has no head for {len(loaders.classes)} classes: there is nothing to "
+                             f"evaluate. Fine-tune first, or pass a fine-tuned checkpoint.")
+    report_accuracy(evaluate(model, loaders.val, device, precision))
+
+
+def report_accuracy(numbers):
+    log.info("accuracy on %d images: top-1 %.3f%%, top-5 %.3f%%, loss %.4f", numbers["images"], numbers["top1"],
+             numbers["top5"], numbers["loss"])
+
+
+def train(model, loaders, config, device, precision):
+    scaled = scaled_config(config, distributed.world_size())
+    optimizer = build_optimizer(scaled, model, is_pretrain=False)
+    model, optimizer = precision.prepare(model, optimizer)
+    scheduler = build_scheduler(scaled, optimizer, len(loaders.train))
+    mixup = build_mixup(config, len(loaders.classes))
+
+    def compute_loss(model, batch):
+        images, labels = mixup(*batch) if mixup else batch  # mixup's soft labels contain the smoothing
+        return F.cross_entropy(model(images).float(), labels, label_smoothing=0.0 if mixup else config.MODEL.LABEL_SMOOTHING)
+
+    def validate(epoch):
+        numbers = evaluate(model, loaders.val, device, precision)
+        report_accuracy(numbers)
+        return numbers
+
+    job = Job(config=config, device=device, model=model, loader=loaders.train, scheduler=scheduler,
+              updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
+              compute_loss=compute_loss, validate=validate, folder=run_folder(config), group=-1, score="top1")
+    resume(job)
+    open_run(job)
+    announce(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset))
+    fit(job)
+    log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
+    job.metrics.close()
+
+
+if __name__ == "__main__":
+    run(main)

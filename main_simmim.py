@@ -1,0 +1,113 @@
+"""Pre-train by masked image modeling.
+
+  torchrun --nproc_per_node 8 main_simmim.py --batch-size 128 --data-path <folder of images> \\
+      --cfg configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+  python main_simmim.py --cfg configs/demo/simmim_pretrain__swin_nano__img64.yaml     (one process, no data needed)
+"""
+import logging
+import os
+
+import torch
+
+from config import check_pretraining, load_config, run_folder, scaled_config
+from data import build_loader
+from data.transforms import pixel_statistics
+from engine import Job, Updater, announce, fit, heldout_loss, open_run, parallel, report_throughput, resume
+from logger import create_logger
+from lr_scheduler import build_scheduler
+from models import build_model
+from models.layers import lift_mask
+from models.pretrained import load_pretrained
+from optimizer import build_optimizer
+from utils import distributed
+from utils.checkpoint import ENCODER_FILE, load_checkpoint, load_weights, save_checkpoint
+from utils.cli import parse_arguments, run
+from utils.pictures import reconstruction_grid
+from utils.precision import build_precision
+from utils.seeding import seed_globals
+
+log = logging.getLogger("simmim.main")
+
+
+def main():
+    config = load_config(*parse_arguments(__doc__))
+    check_pretraining(config)
+    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
+    create_logger(distributed.rank())
+    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
+    seed_globals(config.SEED)  # the same start on every rank
+    model = build_model(config, is_pretrain=True).to(device)
+    if config.THROUGHPUT_MODE:
+        return report_throughput(model, config, device, precision)
+    if config.EVAL_MODE:
+        return evaluate_only(model, config, device, precision)
+    loaders = build_loader(config, is_pretrain=True)
+    if config.PRETRAINED:
+        load_pretrained(model, config.PRETRAINED)
+    train(model, loaders, config, device, precision)
+
+
+def evaluate_only(model, config, device, precision):
+    """Held-out reconstruction loss of a checkpoint."""
+    if not config.MODEL.RESUME and not config.PRETRAINED:
+        raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")
+    loaders = build_loader(config, is_pretrain=True)
+    if loaders.val is None:
+        raise ValueError("--eval of a pre-training model needs held-out images: pass --opts DATA.VAL_PATH <folder>.")
+    if config.MODEL.RESUME:
+        load_weights(model, load_checkpoint(config.MODEL.RESUME), config.MODEL.RESUME)
+    else:
+        report = load_pretrained(model, config.PRETRAINED)
+        if any(name.startswith("decoder.") for name in report.missing):
+            raise ValueError(f"{config.PRETRAINED} has no decoder: without one there is no reconstruction to evaluate. "
+                             f"Use a full checkpoint (ckpt_epoch_N.pth).")
+    result = heldout_loss(model, loaders.val, device, precision)
+    log.info("held-out loss %.4f on %d images", result["loss"], result["images"])
+
+
+def train(model, loaders, config, device, precision):
+    scaled = scaled_config(config, distributed.world_size())
+    optimizer = build_optimizer(scaled, model, is_pretrain=True)
+    model, optimizer = precision.prepare(model, optimizer)
+    scheduler = build_scheduler(scaled, optimizer, len(loaders.train))
+    job = Job(config=config, device=device, model=model, loader=loaders.train, scheduler=scheduler,
+              updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
+              compute_loss=lambda model, batch: model(*batch),
+              validate=lambda epoch: validate(job, loaders, epoch), folder=run_folder(config))
+    resume(job)
+    open_run(job)
+    announce(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset))
+    fit(job)
+    if distributed.rank() == 0:
+        path = os.path.join(job.folder, ENCODER_FILE)
+        save_checkpoint(path, {"model": model.encoder.state_dict(), "epoch": config.TRAIN.EPOCHS - 1, "config": config.dump()})
+        log.info("encoder alone, for --pretrained: %s", path)
+    job.metrics.close()
+
+
+def validate(job, loaders, epoch):
+    """Held-out loss, and the fixed grid of reconstructions every VIS_FREQ epochs."""
+    config = job.config
+    if config.VIS_FREQ and (epoch % config.VIS_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1) and distributed.rank() == 0:
+        job.metrics.picture("reconstructions", epoch, picture(job, loaders.pictures))
+    if loaders.val is None:
+        return {}
+    numbers = heldout_loss(job.model, loaders.val, job.device, job.updater.precision)
+    log.info("epoch %d: held-out loss %.4f on %d images", epoch, numbers["loss"], numbers["images"])
+    return numbers
+
+
+@torch.no_grad()
+def picture(job, dataset):
+    """Reconstructions of the first VIS_IMAGES images, evenly spread over the data, always with the same masks."""
+    number = min(job.config.VIS_IMAGES, len(dataset))
+    samples = [dataset[i * len(dataset) // number] for i in range(number)]
+    images, masks = (torch.stack(parts).to(job.device) for parts in zip(*samples, strict=True))
+    job.model.eval()
+    with job.updater.precision.autocast():
+        prediction = job.model.reconstruct(images, masks, denormalize=True)
+    return reconstruction_grid(images, lift_mask(masks, images.shape[-2:]), prediction, *pixel_statistics(job.config))
+
+
+if __name__ == "__main__":
+    run(main)
