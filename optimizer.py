@@ -81,7 +81,7 @@ def _fused_lamb(groups, settings):
 def _can_fuse(groups):
     """The fused kernels skip a step with a non-finite gradient on the device itself, without waiting for it."""
     parameters = [parameter for group in groups for parameter in group["params"]]
-    return all(p.device.type == "cuda" and p.is_floating_point() for p in parameters)
+    return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
 
 
 def _apex_optimizer(name):

@@ -1,0 +1,58 @@
+"""Access to the recorded numbers in `fixtures/`; what each file holds is described in `fixtures/README.md`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SIMMIM = Path(__file__).parent / "fixtures" / "simmim"
+REPOSITORY = Path(__file__).parents[2]
+
+
+def case_names(folder, pattern="*.json"):
+    """Names of the recorded cases in a folder, without suffix; none is an error, because pytest would only skip."""
+    names = sorted(path.stem for path in (SIMMIM / folder).glob(pattern))
+    if not names:
+        raise FileNotFoundError(f"no {pattern} in {SIMMIM / folder}: recorded numbers are missing from the checkout")
+    return names
+
+
+def load_json(path):
+    return json.loads((SIMMIM / path).read_text(encoding="utf-8"))
+
+
+def load_npz(path):
+    """All arrays of one file as a dict (the members are LZMA-compressed, so each is read once)."""
+    with np.load(SIMMIM / path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def tensors(arrays, prefix):
+    """The arrays whose name starts with `prefix/`, as tensors under the rest of their name, in file order."""
+    prefix = prefix + "/"
+    return {name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def opts_of(overrides):
+    """{'KEY': value} -> ['KEY', value, ...], the form `load_config` takes."""
+    return [item for pair in overrides.items() for item in pair]
+
+
+def recipe_path(name):
+    """simmim_pretrain__swin_base__img192_window6__100ep -> configs/swin_base__100ep/<name>.yaml"""
+    parts = name.split("__")
+    return REPOSITORY / "configs" / f"{parts[1]}__{parts[-1]}" / f"{name}.yaml"
+
+
+def names_of_groups(model, optimizer):
+    """Parameter names of each optimizer group, in the optimizer's order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def worst_relative_error(actual, expected, scale=None):
+    """max|actual - expected| / scale; scale defaults to max|expected|. Shapes must agree."""
+    assert tuple(actual.shape) == tuple(expected.shape)
+    scale = expected.abs().max().item() if scale is None else scale
+    return (actual.detach().double() - expected.double()).abs().max().item() / scale
