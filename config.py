@@ -110,6 +110,7 @@ _C.TRAIN.OPTIMIZER.MOMENTUM = 0.9       # sgd
 _C.TRAIN.LAYER_DECAY = 1.0              # fine-tuning: factor on the learning rate per layer, from the head down
 
 _C.AUG = CfgNode()                      # fine-tuning only
+_C.AUG.CROP_SCALE = [0.08, 1.0]         # + area of the random crop, as a share of the image
 _C.AUG.COLOR_JITTER = 0.4               # no effect while AUTO_AUGMENT is set (timm)
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy name, or none
 _C.AUG.REPROB = 0.25                    # random erasing: probability
@@ -405,6 +406,9 @@ def _check(config):
             raise ValueError(f"{key}={leaves[key]} is out of range: it must be {allowed}.")
     if min(image_size(config)) < 1:
         raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} must be at least 1 pixel.")
+    low_high = config.AUG.CROP_SCALE
+    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
+        raise ValueError(f"AUG.CROP_SCALE={low_high} must be [smallest, largest] share of the image's area, e.g. [0.08, 1.0].")
     _check_schedule(config.TRAIN)
     if config.MODEL.TYPE in _ENCODER_CHECKS:  # unknown types are named, with the valid ones, where the model is built
         _ENCODER_CHECKS[config.MODEL.TYPE](config)

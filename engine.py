@@ -4,6 +4,7 @@ A job is a model, batches, and a function from (model, batch) to a loss. Iterati
 run; the random draws of an iteration (drop path, mixup) are a pure function of (seed, iteration, rank).
 """
 import datetime
+import json
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import differences, encoder_config, flatten, image_size, images_per_step, save_config
+from config import differences, encoder_config, flatten, image_size, images_per_step, run_folder, save_config
 from logger import MetricWriter, log_to_file
 from utils import distributed
 from utils.checkpoint import (
@@ -328,6 +329,15 @@ def heldout_loss(model, loader, device, precision):
         sums += torch.stack([loss * len(images), torch.tensor(float(len(images)), device=device)])
     total, count = distributed.sum_over_processes(sums).tolist()
     return {"loss": total / count, "images": int(count)}
+
+
+def record_evaluation(config, numbers):
+    """Append the numbers of --eval to metrics.jsonl of the run folder, with the weights they belong to."""
+    if distributed.rank() == 0:
+        folder = run_folder(config)
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": "eval", "weights": config.MODEL.RESUME or config.PRETRAINED, **numbers}) + "\n")
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from config import load_config, run_folder, scaled_config, with_values
 from data import build_loader
 from data.loader import build_mixup
-from engine import Job, Updater, announce, evaluate, fit, open_run, parallel, report_throughput, resume
+from engine import Job, Updater, announce, evaluate, fit, open_run, parallel, record_evaluation, report_throughput, resume
 from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
@@ -66,7 +66,9 @@ def evaluate_only(model, loaders, config, device, precision):
         if any(name.startswith("head.") for name in report.missing):
             raise ValueError(f"{config.PRETRAINED} has no head for {len(loaders.classes)} classes: there is nothing to "
                              f"evaluate. Fine-tune first, or pass a fine-tuned checkpoint.")
-    report_accuracy(evaluate(model, loaders.val, device, precision))
+    numbers = evaluate(model, loaders.val, device, precision)
+    report_accuracy(numbers)
+    record_evaluation(config, numbers)
 
 
 def report_accuracy(numbers):

@@ -12,7 +12,7 @@ import torch
 from config import check_pretraining, load_config, run_folder, scaled_config
 from data import build_loader
 from data.transforms import pixel_statistics
-from engine import Job, Updater, announce, fit, heldout_loss, open_run, parallel, report_throughput, resume
+from engine import Job, Updater, announce, fit, heldout_loss, open_run, parallel, record_evaluation, report_throughput, resume
 from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
@@ -63,6 +63,7 @@ def evaluate_only(model, config, device, precision):
                              f"Use a full checkpoint (ckpt_epoch_N.pth).")
     result = heldout_loss(model, loaders.val, device, precision)
     log.info("held-out loss %.4f on %d images", result["loss"], result["images"])
+    record_evaluation(config, result)
 
 
 def train(model, loaders, config, device, precision):

@@ -42,7 +42,7 @@ def finetune_transform(config):
     size, aug = image_size(config), config.AUG
     policy = None if aug.AUTO_AUGMENT is None or aug.AUTO_AUGMENT.lower() == "none" else aug.AUTO_AUGMENT
     transform = create_transform(
-        input_size=size, is_training=True, color_jitter=aug.COLOR_JITTER or None, auto_augment=policy,
+        input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None, auto_augment=policy,
         re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT, interpolation=config.DATA.INTERPOLATION,
         mean=mean, std=std)
     if max(size) <= 32:

@@ -1,6 +1,7 @@
 """What every encoder is: images (and an optional mask) in, a feature map out, and the facts others need about it."""
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 REBUILT_BUFFERS = ("relative_position_index", "attn_mask")  # follow from the sizes; a loader leaves them to the model
 
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
     def run(self, block, *args):
         """Call a block, recomputing its activations in the backward pass when `use_checkpoint` is set."""
         if self.use_checkpoint and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+            return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
 

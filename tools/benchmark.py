@@ -1,0 +1,120 @@
+"""Speed and memory, measured as interleaved ratios: everything that is compared runs in turn within one process.
+
+  python tools/benchmark.py step --cfg A.yaml B.yaml [--batch-size 64] [--rounds 20]
+
+`step` times the whole training step (forward, backward, clipping, optimizer) on random images, without data loading.
+"""
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
+
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from config import encoder_config, image_size, load_config  # noqa: E402
+from data.loader import build_mask_generator  # noqa: E402
+from engine import Updater  # noqa: E402
+from models import build_model  # noqa: E402
+from optimizer import build_optimizer  # noqa: E402
+from utils import distributed  # noqa: E402
+from utils.cli import run  # noqa: E402
+from utils.meters import peak_memory_mb  # noqa: E402
+from utils.precision import build_precision  # noqa: E402
+from utils.seeding import rng_for, seed_globals  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="images/s and peak memory of the training step")
+    step.add_argument("--cfg", nargs="+", required=True, help="recipes to compare; the first is the baseline of the ratios")
+    step.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings for all of them")
+    step.add_argument("--batch-size", type=int, help="images a step (default: each recipe's DATA.BATCH_SIZE)")
+    step.add_argument("--amp-opt-level", choices=("O0", "O1", "O2"), help="default: each recipe's")
+    step.add_argument("--rounds", type=int, default=20, help="timed steps of each (default: %(default)s)")
+    step.add_argument("--warmup", type=int, default=3, help="untimed steps of each (default: %(default)s)")
+    step.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    benchmark_step(parser.parse_args())
+
+
+class Candidate:
+    """One recipe, ready to make training steps on fixed random images."""
+
+    def __init__(self, path, args, device):
+        opts = list(args.opts)
+        opts += ["DATA.BATCH_SIZE", args.batch_size] if args.batch_size else []
+        opts += ["AMP_OPT_LEVEL", args.amp_opt_level] if args.amp_opt_level else []
+        self.name, self.config = Path(path).stem, load_config(path, opts)
+        config = self.config
+        self.device = device
+        self.is_pretrain = "pretrain" in config.MODEL.NAME
+        seed_globals(config.SEED)
+        model = build_model(config, is_pretrain=self.is_pretrain).to(device).train()
+        precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
+        model, optimizer = precision.prepare(model, build_optimizer(config, model, self.is_pretrain))
+        self.updater = Updater(model, optimizer, precision, config.TRAIN.CLIP_GRAD)
+        self.precision = str(precision)
+        size = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
+        self.images = torch.randn(size, device=device)
+        self.compute_loss = self._masked() if self.is_pretrain else self._classified()
+        self.seconds, self.memory = [], 0.0
+
+    def _masked(self):
+        masks, rng = build_mask_generator(self.config), rng_for(self.config.SEED)
+        mask = torch.stack([torch.from_numpy(masks(rng)).bool() for _ in range(len(self.images))]).to(self.device)
+        return lambda model: model(self.images, mask)
+
+    def _classified(self):
+        labels = torch.randint(self.config.MODEL.NUM_CLASSES, (len(self.images),), device=self.device)
+        return lambda model: F.cross_entropy(model(self.images).float(), labels)
+
+    def step(self):
+        """One training step; returns its seconds, waiting for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        begin = time.perf_counter()
+        self.updater.update([self.compute_loss])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - begin
+        self.memory = max(self.memory, peak_memory_mb(self.device))
+        return seconds
+
+
+def benchmark_step(args):
+    device = distributed.start()
+    candidates = [Candidate(path, args, device) for path in args.cfg]
+    for candidate in candidates:
+        for _ in range(args.warmup):
+            candidate.step()
+    for _ in range(args.rounds):
+        for candidate in candidates:  # in turn, so that a busy moment of the machine hits all
+            candidate.seconds.append(candidate.step())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    print(f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.rounds} interleaved rounds")
+    print(f"{'recipe':58s} {'batch':>5s} {'format':>15s} {'ms/step':>9s} {'images/s':>9s} {'ratio':>6s} {'peak MB':>8s}")
+    rows = []
+    for candidate in candidates:
+        seconds, batch = statistics.median(candidate.seconds), len(candidate.images)
+        base = candidates[0]  # ratio of images/s, round by round
+        ratio = statistics.median(b / c * batch / len(base.images)
+                                  for b, c in zip(base.seconds, candidate.seconds, strict=True))
+        rows.append({"recipe": candidate.name, "batch": batch, "format": candidate.precision, "ms_per_step": seconds * 1e3,
+                     "images_per_second": batch / seconds, "ratio": ratio, "peak_mb": candidate.memory})
+        print(f"{candidate.name:58s} {batch:5d} {candidate.precision:>15s} {seconds * 1e3:9.1f} {batch / seconds:9.1f} "
+              f"{ratio:6.2f} {candidate.memory:8.0f}")
+    if device.type != "cuda":
+        print("peak MB is the process's on this device: shared by all recipes")
+    if args.json:
+        Path(args.json).write_text(json.dumps({"device": name, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
