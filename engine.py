@@ -333,9 +333,9 @@ def heldout_loss(model, loader, device, precision):
 
 def record_evaluation(config, numbers):
     """Append the numbers of --eval to metrics.jsonl of the run folder, with the weights they belong to."""
+    folder = run_folder(config)
+    log_to_file(folder, distributed.rank())
     if distributed.rank() == 0:
-        folder = run_folder(config)
-        os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, "metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": "eval", "weights": config.MODEL.RESUME or config.PRETRAINED, **numbers}) + "\n")
 
@@ -410,7 +410,7 @@ def resume(job):
         explicit = os.path.abspath(explicit)
     path = content = None
     if config.TRAIN.AUTO_RESUME:
-        path, content = newest_good_checkpoint(job.folder, log.warning)
+        path, content = _newest_on_rank0(job.folder)
         if content and explicit and content.get("started_from") != explicit:
             path = content = None
         elif content and explicit:
@@ -424,6 +424,15 @@ def resume(job):
     else:
         job.start_epoch = config.TRAIN.START_EPOCH
     _refuse_overwriting(job, explicit)
+
+
+def _newest_on_rank0(folder):
+    """Rank 0 decides which checkpoint is the newest good one, so that all ranks go on from the same."""
+    path = content = None
+    if distributed.rank() == 0:
+        path, content = newest_good_checkpoint(folder, log.warning)
+    path = distributed.from_rank0(path)
+    return path, load_checkpoint(path) if path and content is None else content
 
 
 def restore(job, content, path):

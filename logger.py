@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import sys
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from termcolor import colored
@@ -29,6 +30,8 @@ def create_logger(rank=0):
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     close_logger()
+    # what is said before the run folder exists is kept for its log file
+    logger.addHandler(MemoryHandler(capacity=10 ** 6, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
     console = ConsoleHandler(sys.stdout)
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     console.setFormatter(logging.Formatter(_coloured_line() if use_colour() else LINE, TIME))
@@ -42,7 +45,12 @@ def log_to_file(folder, rank=0):
     handler = logging.FileHandler(Path(folder) / f"log_rank{rank}.txt", mode="a", encoding="utf-8")
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter(LINE, TIME))
-    logging.getLogger(ROOT).addHandler(handler)
+    logger = logging.getLogger(ROOT)
+    for earlier in [h for h in logger.handlers if isinstance(h, MemoryHandler)]:
+        earlier.setTarget(handler)
+        earlier.flush()
+        logger.removeHandler(earlier)
+    logger.addHandler(handler)
 
 
 def close_logger():

@@ -98,8 +98,7 @@ def init_linear(module, std=0.02, cut=math.inf):
 
     Args:
         module: any module; others than nn.Linear and nn.LayerNorm are left alone.
-        std: standard deviation of the normal.
-        cut: absolute truncation. The official default (2.0) is a hundred standard deviations, so none in practice.
+        std, cut: see truncated_normal.
     """
     if isinstance(module, nn.Linear):
         truncated_normal(module.weight, std, cut)
@@ -111,8 +110,14 @@ def init_linear(module, std=0.02, cut=math.inf):
 
 
 def truncated_normal(tensor, std=0.02, cut=math.inf):
-    """Fill in place from a normal of mean 0, values beyond +-cut redrawn."""
-    return nn.init.trunc_normal_(tensor, std=std, a=max(-cut, -2.0), b=min(cut, 2.0))
+    """Fill in place from a normal of mean 0, without values beyond +-cut.
+
+    The official default cuts at +-2, a hundred standard deviations: no cut at all, except that torch.nn.init.trunc_normal_
+    of older torch then now and then draws exactly -2. So no cut is a plain normal here.
+    """
+    if cut == math.inf:
+        return nn.init.normal_(tensor, std=std)
+    return nn.init.trunc_normal_(tensor, std=std, a=-cut, b=cut)
 
 
 def drop_path_rates(rate, depth):

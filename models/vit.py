@@ -133,7 +133,7 @@ class VisionTransformer(Encoder):
     def __init__(self, img_size=(224, 224), patch_size=16, in_chans=3, num_classes=0, embed_dim=768, depth=12,
                  num_heads=12, mlp_ratio=4.0, qkv_bias=True, init_values=0.1, drop_rate=0.0, drop_path_rate=0.1,
                  use_ape=False, use_rpb=False, use_shared_rpb=True, use_mean_pooling=False, use_mask_token=False,
-                 use_checkpoint=False, init_cut=2.0):
+                 use_checkpoint=False, init_cut=math.inf):
         super().__init__()
         self.patch_size = self.stride = patch_size
         self.in_chans = in_chans
@@ -245,4 +245,4 @@ def build_vit(config, img_size, num_classes, is_pretrain):
         init_values=vit.INIT_VALUES, drop_rate=config.MODEL.DROP_RATE, drop_path_rate=config.MODEL.DROP_PATH_RATE,
         use_ape=vit.USE_APE, use_rpb=vit.USE_RPB, use_shared_rpb=vit.USE_SHARED_RPB,
         use_mean_pooling=vit.USE_MEAN_POOLING, use_mask_token=is_pretrain, use_checkpoint=config.TRAIN.USE_CHECKPOINT,
-        init_cut=INIT_STD if is_pretrain else 2.0)
+        init_cut=INIT_STD if is_pretrain else math.inf)
