@@ -21,13 +21,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-DRAWING_VERSION = 1  # raise with every change that alters pixels: old folders then count as different data
+DRAWING_VERSION = 3  # raise with every change that alters pixels: old folders then count as different data
 MANIFEST = "demo.json"
 SPLITS = ("train", "val")
 SUPERSAMPLING = 3  # outlines are rasterised this much larger, then averaged, for smooth edges
 JPEG_QUALITY = 85
 DEFAULT_SIZE_RANGE = (72, 120)
-CONTRAST = (0.38, 0.6)  # range of the colour distance between a piece and its surroundings; RGB in [0, 1]
+OBJECT_CONTRAST = (0.4, 0.7)  # range of the colour distance to the surroundings; RGB in [0, 1]; > 0: lighter than they
+DISTRACTOR_CONTRAST = (-0.3, -0.15)
+GROUND_LIGHT = (0.3, 0.6)  # range of the mean intensity of a background
+MAX_TURN = math.radians(25)  # of an object, either way; things in photographs stand upright more often than not
 IMAGES_PER_WORKER = 250  # below this a further process costs more to start than it saves
 
 
@@ -170,7 +173,7 @@ def _random_pose(rng, scale, center):
         center: (x, y) in pixels where the origin of the shape goes.
     Returns: function of (N, 2) shape coordinates giving (N, 2) pixel coordinates.
     """
-    turn, stretch, shear = rng.uniform(-np.pi, np.pi), np.exp(rng.uniform(-0.22, 0.22)), rng.uniform(-0.25, 0.25)
+    turn, stretch, shear = rng.uniform(-MAX_TURN, MAX_TURN), np.exp(rng.uniform(-0.18, 0.18)), rng.uniform(-0.2, 0.2)
     mirror = rng.choice([-1, 1])
     rotation = np.array([(np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))])
     linear = np.array([(mirror * stretch, shear), (0, 1 / stretch)]) @ rotation * scale
@@ -319,7 +322,7 @@ def _palette(rng):
     earth_leaf_sky = (0.5, 1.6, 3.9)  # radians on the colour circle from red; photographs show mostly these
     hues = rng.choice(earth_leaf_sky) + rng.normal(0, 0.45) + rng.normal(0, 0.35, num_stops)
     chroma = rng.uniform(0.0, 0.2) * rng.uniform(0.6, 1.2, num_stops)
-    light = rng.uniform(0.25, 0.75) + np.linspace(-0.3, 0.3, num_stops) * rng.choice([-1, 1])
+    light = rng.uniform(*GROUND_LIGHT) + np.linspace(-0.3, 0.3, num_stops) * rng.choice([-1, 1])
     thirds = np.array([0, 2 * math.pi / 3, -2 * math.pi / 3])
     stops = light[:, None] + chroma[:, None] * np.cos(hues[:, None] - thirds)  # (num_stops, 3)
     levels = np.linspace(0, num_stops - 1, 256)
@@ -353,12 +356,12 @@ def _blur(mask, radius):
     return np.asarray(mask.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
-def _contrast_shift(rng, texture, canvas, mask):
+def _contrast_shift(rng, texture, canvas, mask, contrast):
     """The colour to add to a texture so that it differs visibly from the canvas around the mask.
 
     Args:
         texture: (H, W, 3), canvas: (H, W, 3), mask: "L" image.
-    Returns: (3,) float32; zero where the two means are already CONTRAST apart.
+    Returns: (3,) float32; zero where the two means are already that far apart.
     """
     inside = np.asarray(mask, np.float32) / 255
     around = _blur(mask, 5) * (1 - inside) + 1e-4
@@ -366,15 +369,14 @@ def _contrast_shift(rng, texture, canvas, mask):
     surroundings = np.einsum("hw,hwc->c", around, canvas) / around.sum()
     own = np.einsum("hw,hwc->c", inside, texture) / (inside.sum() + 1e-4)
     difference = own - surroundings
-    distance, wanted = np.linalg.norm(difference), rng.uniform(*CONTRAST)
-    if distance >= wanted:
+    distance, wanted = np.linalg.norm(difference), rng.uniform(*contrast)
+    if distance >= abs(wanted) and difference.sum() * wanted > 0:
         return np.zeros(3, np.float32)
-    # Go lighter on a dark ground and darker on a light one: the other way would soon clip at black or white.
-    direction = difference / (distance + 1e-6) * 0.8 + math.copysign(1.0, 0.5 - surroundings.mean())
-    return (direction / np.linalg.norm(direction) * wanted - difference).astype(np.float32)
+    direction = difference / (distance + 1e-6) * 0.8 + math.copysign(1.0, wanted)  # keeps the hue, changes the lightness
+    return (direction / np.linalg.norm(direction) * abs(wanted) - difference).astype(np.float32)
 
 
-def _place(rng, canvas, mask, texture, light):
+def _place(rng, canvas, mask, texture, light, contrast):
     """Lay a textured piece on the canvas, in place, with a drop shadow and shaded edges.
 
     Args:
@@ -389,7 +391,7 @@ def _place(rng, canvas, mask, texture, light):
     box = (left, top, min(right + margin, mask.width), min(bottom + margin, mask.height))
     mask, area = mask.crop(box), (slice(top, box[3]), slice(left, box[2]))
     piece, texture = canvas[area], texture[area]
-    texture = texture + _contrast_shift(rng, texture, piece, mask)
+    texture = texture + _contrast_shift(rng, texture, piece, mask, contrast)
 
     shadow = Image.new("L", mask.size)
     shadow.paste(mask, tuple(round(step * lift) for step in light))
@@ -407,11 +409,11 @@ def _distractor_mask(rng, size, sides):
 
 
 def _object_mask(rng, size, class_name):
-    """Mask of the class's shape: about 35 to 70 percent of the shorter side wide, near the centre."""
+    """Mask of the class's shape: about 60 to 90 percent of the shorter side wide, near the centre."""
     outlines = SHAPES[class_name](rng)
     # Half way between equal width and equal area for all classes, so that neither tells the class.
-    scale = rng.uniform(0.38, 0.68) / 2 * min(size) * (1.3 / _area(outlines)) ** 0.25
-    center = np.array(size) / 2 + rng.uniform(-0.13, 0.13, 2) * min(size)
+    scale = rng.uniform(0.6, 0.9) / 2 * min(size) * (1.3 / _area(outlines)) ** 0.25
+    center = np.array(size) / 2 + rng.uniform(-0.08, 0.08, 2) * min(size)
     return _paint(outlines, size, _random_pose(rng, scale, center))
 
 
@@ -439,16 +441,16 @@ def draw_image(seed, split, class_name, index, size_range=DEFAULT_SIZE_RANGE):
     light = (math.cos(turn), math.sin(turn))
 
     canvas, surface, litter = (_texture(rng, shape, deviation) for deviation in (0.11, 0.09, 0.08))
-    for _ in range(rng.integers(0, 4)):
-        tint = rng.normal(0, 0.12, 3).astype(np.float32)
-        _place(rng, canvas, _distractor_mask(rng, size, (0.06, 0.2)), litter + tint, light)
-    mask = _object_mask(rng, size, class_name)
-    _place(rng, canvas, mask, surface, light)
-    covered = np.asarray(mask, np.float32) / 255
     for _ in range(rng.integers(0, 3)):
+        tint = rng.normal(0, 0.12, 3).astype(np.float32)
+        _place(rng, canvas, _distractor_mask(rng, size, (0.06, 0.2)), litter + tint, light, DISTRACTOR_CONTRAST)
+    mask = _object_mask(rng, size, class_name)
+    _place(rng, canvas, mask, surface, light, OBJECT_CONTRAST)
+    covered = np.asarray(mask, np.float32) / 255
+    for _ in range(rng.integers(0, 2)):
         front, tint = _distractor_mask(rng, size, (0.05, 0.14)), rng.normal(0, 0.12, 3).astype(np.float32)
         if (covered * np.asarray(front, np.float32)).sum() / 255 < 0.15 * covered.sum():
-            _place(rng, canvas, front, litter + tint, light)  # hiding more could remove what tells the class
+            _place(rng, canvas, front, litter + tint, light, DISTRACTOR_CONTRAST)  # hiding more could remove what tells the class
     _illuminate(rng, canvas, light)
     canvas += rng.uniform(0, 0.03) * rng.standard_normal(canvas.shape, dtype=np.float32)
     image = Image.fromarray((canvas * 255).clip(0, 255).astype(np.uint8))

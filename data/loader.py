@@ -1,4 +1,5 @@
 """From a config to batches."""
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from data.transforms import eval_transform, finetune_transform, heldout_transfor
 from utils import distributed
 from utils.registry import pick
 from utils.seeding import SHUFFLE, rng_for
+
+log = logging.getLogger("simmim.data")
 
 
 @dataclass
@@ -143,6 +146,10 @@ def _finetune_loaders(config, train):
 
 def _own_folder(config):
     """Pre-training reads every image below DATA_PATH, so that ImageNet's `train` folder and a flat folder both work."""
+    root = require_folder(config.DATA.DATA_PATH)
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        log.warning("%s holds train/ and val/, and pre-training reads both: use --data-path %s to keep the validation images "
+                    "out", root, root / "train")
     return config.DATA.DATA_PATH, config.DATA.VAL_PATH
 
 

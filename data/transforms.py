@@ -21,8 +21,8 @@ def pil_mode(config):
     channels = encoder_config(config).IN_CHANS
     if channels not in PIL_MODES:
         raise ValueError(f"MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS={channels}: image files are read with "
-                         f"{', '.join(map(str, PIL_MODES))} channels; other data needs a dataset of its own "
-                         f"(docs/extending.md).")
+                         f"{', '.join(map(str, PIL_MODES))} channels; other data needs a dataset class "
+                         f"of its own (data/datasets.py).")
     return PIL_MODES[channels]
 
 

@@ -177,14 +177,14 @@ class VisionTransformer(Encoder):
 
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> ((B, 1 + h*w, C), (h, w)); class token first."""
-        x = self.patch_embed(images)
+        x = self.patch_embed(images).to(self.cls_token.dtype)  # the residual stream keeps the parameters' precision
         grid = tuple(x.shape[1:3])
         if mask is not None:
             if not hasattr(self, "mask_token"):
                 raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")
             x = hide_tokens(x, mask, self.mask_token)
         x = x.flatten(1, 2)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if hasattr(self, "pos_embed"):
             x = x + resize_position_embedding(self.pos_embed, self.grid, grid, num_extra=1)
         x = self.pos_drop(x)
