@@ -11,6 +11,8 @@ import os
 import yaml
 from yacs.config import CfgNode
 
+from utils.registry import pick
+
 
 class Config(CfgNode):
     """A yacs node that also remembers which keys the user set, under `given` (only on the root)."""
@@ -230,10 +232,8 @@ def image_size(config):
 
 def encoder_config(config):
     """The block of the chosen encoder, e.g. MODEL.SWIN."""
-    name = config.MODEL.TYPE.upper()
-    if name not in config.MODEL:
-        raise ValueError(f"MODEL.TYPE={config.MODEL.TYPE!r} has no settings MODEL.{name} in config.py.")
-    return config.MODEL[name]
+    blocks = {name.lower(): node for name, node in config.MODEL.items() if isinstance(node, CfgNode) and "IN_CHANS" in node}
+    return pick(blocks, config.MODEL.TYPE, "MODEL.TYPE")
 
 
 def run_folder(config):
@@ -419,7 +419,8 @@ def _check(config):
     if config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE % 2 == 0:
         raise ValueError(f"MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE={config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE} is even: the "
                          f"window is centred on a pixel. Use {config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE + 1}.")
-    if config.DATA.MASK_PATCH_SIZE != _C.DATA.MASK_PATCH_SIZE:  # fine-tuning needs no mask: the default may not fit there
+    # fine-tuning needs no mask, and the default unit may not fit its image size
+    if config.MODEL.TYPE in _ENCODER_CHECKS and config.DATA.MASK_PATCH_SIZE != _C.DATA.MASK_PATCH_SIZE:
         check_pretraining(config)
 
 
@@ -427,7 +428,7 @@ def check_pretraining(config):
     """Refuse mask settings that do not fit image and encoder. Raises ValueError."""
     unit = config.DATA.MASK_PATCH_SIZE
     height, width = image_size(config)
-    patch = encoder_config(config).PATCH_SIZE if config.MODEL.TYPE.upper() in config.MODEL else 1
+    patch = encoder_config(config).PATCH_SIZE
     if height % unit or width % unit:
         units = [u for u in range(patch, min(height, width) + 1, patch) if height % u == 0 and width % u == 0]
         fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use"
@@ -445,7 +446,11 @@ def mixing_is_on(config):
 
 
 def check_finetuning(config):
-    """Refuse augmentation settings that do not fit the batch. Raises ValueError."""
+    """Refuse augmentation settings that do not fit batch or channels. Raises ValueError."""
+    channels = encoder_config(config).IN_CHANS
+    if config.AUG.AUTO_AUGMENT and config.AUG.AUTO_AUGMENT.lower() != "none" and channels > 3:
+        raise ValueError(f"AUG.AUTO_AUGMENT={config.AUG.AUTO_AUGMENT} works on grey and RGB images, not on the {channels} "
+                         f"channels of MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS. Use --opts AUG.AUTO_AUGMENT none.")
     size = config.DATA.BATCH_SIZE
     if mixing_is_on(config) and config.AUG.MIXUP_MODE != "elem" and size % 2:
         raise ValueError(f"DATA.BATCH_SIZE={size} is odd: mixup and cutmix pair the images of a batch. Use {size + 1}, or "

@@ -4,6 +4,7 @@ A job is a model, batches, and a function from (model, batch) to a loss. Iterati
 run; the random draws of an iteration (drop path, mixup) are a pure function of (seed, iteration, rank).
 """
 import datetime
+import inspect
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from logger import MetricWriter, log_to_file
 from utils import distributed
 from utils.checkpoint import (
     BEST_FILE,
+    USE_PRETRAINED,
     epoch_checkpoints,
     load_checkpoint,
     load_weights,
@@ -128,7 +130,10 @@ def parallel(model, device):
     if not distributed.is_parallel():
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    # buffers are indices and masks, equal everywhere; the option that says so was renamed in torch 2.15
+    options = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(model, device_ids=ids, **{name: False})
 
 
 def to_device(batch, device):
@@ -182,7 +187,7 @@ def fit(job):
         numbers = job.validate(epoch)
         if numbers:
             job.metrics.write("val", (epoch + 1) * len(job.loader), epoch=epoch, **numbers)
-        if job.score and numbers[job.score] > job.best:
+        if job.score and (job.best_epoch < 0 or numbers[job.score] > job.best):
             job.best, job.best_epoch = numbers[job.score], epoch
             save_best(job, epoch)
         if epoch % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1:
@@ -417,7 +422,7 @@ def resume(job):
             log.info("%s was started from %s and is newer: continuing with it", path, explicit)
     job.started_from = explicit
     if content is not None:
-        restore(job, content, path)
+        restore(job, content, path, advice="Use the --cfg and --opts of that run, or another --tag for a new one.")
         return  # later files, if any, are broken
     if explicit:
         restore(job, load_checkpoint(explicit), explicit)
@@ -435,13 +440,13 @@ def _newest_on_rank0(folder):
     return path, load_checkpoint(path) if path and content is None else content
 
 
-def restore(job, content, path):
+def restore(job, content, path, advice=USE_PRETRAINED):
     """Put weights, optimizer, schedule and position of a checkpoint into a job; settings stay those of the config."""
     absent = [key for key in ("model", "optimizer", "epoch") if key not in content]
     if absent:
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
-    load_weights(job.model, content, path)
+    load_weights(job.model, content, path, advice)
     _load_optimizer(job.updater.optimizer, content["optimizer"], path)
     job.updater.precision.load_state_dict(content.get("scaler"))
     job.start_epoch = content["epoch"] + 1
@@ -469,6 +474,9 @@ def _load_optimizer(optimizer, state, path):
 
 def _refuse_overwriting(job, resumed):
     later = [path for epoch, path in epoch_checkpoints(job.folder).items() if epoch >= job.start_epoch]
+    if later and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one
+        raise ValueError(f"none of the checkpoints in {job.folder} can be read ({later[-1].name} is the newest), and starting "
+                         f"anew would write over them: move them away, or use another --tag.")
     if later:
         what = f"continuing from {resumed}" if resumed else "starting anew"
         raise ValueError(

@@ -79,9 +79,10 @@ def train(model, loaders, config, device, precision):
     open_run(job)
     announce(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset))
     fit(job)
-    if distributed.rank() == 0:
-        path = os.path.join(job.folder, ENCODER_FILE)
-        save_checkpoint(path, {"model": model.encoder.state_dict(), "epoch": config.TRAIN.EPOCHS - 1, "config": config.dump()})
+    path = os.path.join(job.folder, ENCODER_FILE)
+    if distributed.rank() == 0 and (job.start_epoch < config.TRAIN.EPOCHS or not os.path.exists(path)):
+        save_checkpoint(path, {"model": model.encoder.state_dict(), "epoch": max(job.start_epoch, config.TRAIN.EPOCHS) - 1,
+                               "config": config.dump()})
         log.info("encoder alone, for --pretrained: %s", path)
     job.metrics.close()
 

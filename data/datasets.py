@@ -8,6 +8,8 @@ from torch.utils.data import Dataset
 
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
+DATA_FLAG = "--data-path"
+VAL_FLAG = "DATA.VAL_PATH"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -67,18 +69,18 @@ def read_image(path, mode="RGB"):
         raise ValueError(f"{path} can't be read as an image ({error}). Repair or remove the file.") from error
 
 
-def image_files(root):
+def image_files(root, flag=DATA_FLAG):
     """Paths (text) of all image files below a folder, sorted; links are followed.
 
     Raises: FileNotFoundError if the folder is missing; ValueError if it holds no image.
     """
-    root = require_folder(root)
+    root = require_folder(root, flag)
     files = sorted(_walk(root))
     if not files:
         inside = sorted(path.name for path in root.iterdir())
         found = f"it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "it is empty"
         raise ValueError(f"{root} holds no images: {found}. Expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}, "
-                         f"in the folder or below it; check --data-path.")
+                         f"in the folder or below it; check {flag}.")
     return files
 
 
@@ -91,41 +93,44 @@ def _walk(root):
                 yield os.path.join(folder, name)
 
 
-def require_folder(root):
-    """Path of an existing folder. Raises: ValueError without a name, FileNotFoundError where there is none."""
+def require_folder(root, flag=DATA_FLAG):
+    """Path of an existing folder; `flag` says where its name came from.
+
+    Raises: ValueError without a name, FileNotFoundError where there is none.
+    """
     if not str(root):
         raise ValueError("no data folder is given: pass --data-path <folder> (DATA.DATA_PATH).")
     root = Path(root)
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"data folder {root} {kind}: check --data-path.")
+        raise FileNotFoundError(f"data folder {root} {kind}: check {flag}.")
     return root
 
 
-def unlabelled_samples(root):
+def unlabelled_samples(root, flag=DATA_FLAG):
     """All images below a folder, flat or nested, without labels: [(path, -1), ...]."""
-    return [(path, -1) for path in image_files(root)]
+    return [(path, -1) for path in image_files(root, flag)]
 
 
-def class_names(root):
+def class_names(root, flag=DATA_FLAG):
     """Names of the class folders in `root` that hold images, sorted. Raises ValueError if there are none."""
-    root = require_folder(root)
+    root = require_folder(root, flag)
     names = sorted(path.name for path in root.iterdir()
                    if path.is_dir() and not path.name.startswith(".") and any(True for _ in _walk(path)))
     if not names:
-        files = image_files(root)
+        files = image_files(root, flag)
         raise ValueError(f"{root} holds {len(files)} images but no class folders: fine-tuning and evaluation need one "
                          f"folder for each class. (Pre-training works without labels: main_simmim.py.)")
     return names
 
 
-def labelled_samples(root, names):
+def labelled_samples(root, names, flag=DATA_FLAG):
     """Images of the class folders of `root`, labelled by the position of their class in `names`.
 
     Raises: ValueError if the folder has classes that `names` lacks, or no image of any class.
     """
-    root = require_folder(root)
-    own = class_names(root)
+    root = require_folder(root, flag)
+    own = class_names(root, flag)
     unknown = sorted(set(own) - set(names))
     if unknown:
         raise ValueError(f"{root} has class folders that the training data has not: {', '.join(unknown[:5])}"

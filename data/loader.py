@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import check_finetuning, encoder_config, image_size, mixing_is_on
 from data.datasets import (
+    DATA_FLAG,
+    VAL_FLAG,
     ImageDataset,
     MaskedImageDataset,
     class_names,
@@ -125,7 +127,7 @@ def _pretrain_loaders(config):
     masks, mode = build_mask_generator(config), pil_mode(config)
     samples = unlabelled_samples(train_folder)
     train = MaskedImageDataset(samples, pretrain_transform(config), masks, mode, config.SEED)
-    held_out = unlabelled_samples(val_folder) if val_folder else samples
+    held_out = unlabelled_samples(val_folder, VAL_FLAG) if val_folder else samples
     plain = MaskedImageDataset(held_out, heldout_transform(config), masks, mode, config.SEED)
     return Loaders(_train_loader(config, train), _eval_loader(config, plain) if val_folder else None, pictures=plain)
 
@@ -167,8 +169,9 @@ def _imagenet_samples(config, train):
             raise FileNotFoundError(
                 f"{folder} does not exist: fine-tuning and evaluation expect {root}/train/<class>/ and {root}/val/<class>/ "
                 f"(DATA.DATASET imagenet). For one folder of classes use --opts DATA.DATASET folder.")
-    classes = class_names(root / "train") if (root / "train").is_dir() else class_names(val)
-    return labelled_samples(root / "train", classes) if train else None, labelled_samples(val, classes), classes
+    flag = VAL_FLAG if config.DATA.VAL_PATH else DATA_FLAG
+    classes = class_names(root / "train") if (root / "train").is_dir() else class_names(val, flag)
+    return labelled_samples(root / "train", classes) if train else None, labelled_samples(val, classes, flag), classes
 
 
 def _folder_samples(config, train):
@@ -177,7 +180,8 @@ def _folder_samples(config, train):
     if config.DATA.VAL_PATH or ((root / "train").is_dir() and (root / "val").is_dir()):
         train_root = root / "train" if (root / "train").is_dir() else root
         classes = class_names(train_root)
-        return labelled_samples(train_root, classes), labelled_samples(config.DATA.VAL_PATH or root / "val", classes), classes
+        val, flag = (config.DATA.VAL_PATH, VAL_FLAG) if config.DATA.VAL_PATH else (root / "val", DATA_FLAG)
+        return labelled_samples(train_root, classes), labelled_samples(val, classes, flag), classes
     classes = class_names(root)
     if not config.DATA.VAL_FRACTION:
         raise ValueError(f"{root} has no train/ and val/ and DATA.VAL_FRACTION is 0: there is nothing to validate on. "

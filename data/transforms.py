@@ -1,4 +1,5 @@
 """From a PIL image to a normalised tensor; the official pre-training and fine-tuning pipelines."""
+from PIL import ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -42,14 +43,30 @@ def finetune_transform(config):
     size, aug = image_size(config), config.AUG
     policy = None if aug.AUTO_AUGMENT is None or aug.AUTO_AUGMENT.lower() == "none" else aug.AUTO_AUGMENT
     transform = create_transform(
-        input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None, auto_augment=policy,
-        re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT, interpolation=config.DATA.INTERPOLATION,
+        input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None,
+        auto_augment=policy, re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT, interpolation=config.DATA.INTERPOLATION,
         mean=mean, std=std)
+    _allow_zero_bits(transform)
     if max(size) <= 32:
         transform.transforms[0] = transforms.Compose([
             transforms.Resize(size, interpolation=InterpolationMode(config.DATA.INTERPOLATION)),
             transforms.RandomCrop(size, padding=4)])
     return transform
+
+
+def _allow_zero_bits(transform):
+    """Let timm's strongest posterize (0 bits) make a black image, as it did before Pillow 13 refused it."""
+    for step in transform.transforms:
+        policies = getattr(step, "policy", [])  # AutoAugment has lists of operations, RandAugment one list
+        for operation in [*getattr(step, "ops", []), *(op for policy in policies for op in policy)]:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+
+
+def _posterize(picture, bits, **_):
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits > 0 else picture.point([0] * 256 * len(picture.getbands()))
 
 
 def eval_transform(config):

@@ -10,6 +10,8 @@ import torch
 EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)\.pth")
 BEST_FILE = "ckpt_best.pth"
 ENCODER_FILE = "encoder.pth"
+USE_PRETRAINED = ("Use the --cfg it was made with; to start from the encoder of another model use --pretrained instead of "
+                  "--resume.")
 # official files hold a pickled yacs node beside the weights; it is read as a plain dictionary
 PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode")]
 
@@ -102,9 +104,13 @@ def weights_of(content):
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def load_weights(model, content, source):
+def load_weights(model, content, source, advice=USE_PRETRAINED):
     """Load a checkpoint of exactly this model.
 
+    Args:
+        content: from load_checkpoint.
+        source: where it came from, for the message.
+        advice: what to do where it does not fit, for the message.
     Raises: ValueError that says what does not fit.
     """
     weights, own = weights_of(content), model.state_dict()
@@ -115,6 +121,5 @@ def load_weights(model, content, source):
     problems = [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for kind, names in
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
     if problems:
-        raise ValueError(f"checkpoint {source} is of another model: {'; '.join(problems)}. Use the --cfg it was made with; "
-                         f"to start from the encoder of another model use --pretrained instead of --resume.")
+        raise ValueError(f"checkpoint {source} is of another model: {'; '.join(problems)}. {advice}")
     model.load_state_dict(weights)

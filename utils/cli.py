@@ -53,7 +53,7 @@ def run(main):
     code = 0
     try:
         main()
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         logging.getLogger("simmim").debug("stopped by an error", exc_info=True)
         if os.environ.get("SIMMIM_TRACEBACK"):
             raise

@@ -1,0 +1,120 @@
+"""Starting the mains: by the interpreter or a launcher as users do, or forked from a process that has imported them."""
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TIME_LIMIT = 180  # seconds for one real process; it takes about 5
+UNSET = ("DISPLAY", "FORCE_COLOR", "CLICOLOR_FORCE", "SIMMIM_TRACEBACK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR",
+         "MASTER_PORT", "PYTHONWARNINGS", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
+@dataclass
+class Result:
+    """What a process left: exit code and text."""
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self):
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+    def checked(self):
+        """This result, if the run succeeded; otherwise everything it said."""
+        assert self.code == 0, f"exit code {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+        return self
+
+
+def environment(**extra):
+    """Environment of a run: one thread, CPU, no colour, no launcher's traces."""
+    values = {name: value for name, value in os.environ.items() if name not in UNSET}
+    return values | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
+
+
+def opts(settings):
+    """--opts for {'SECTION.KEY': value}."""
+    return ["--opts", *[str(word) for pair in settings.items() for word in pair]] if settings else []
+
+
+def start(*command):
+    """Start `python <command>` in the repository root and return at once; `finish` waits for it."""
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment(), text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    try:
+        out, err = process.communicate(timeout=TIME_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {TIME_LIMIT} s: {process.args}\n--- stdout\n{out}\n--- stderr\n{err}") from None
+    return Result(process.returncode, out, err)
+
+
+def python(*command):
+    """Run `python <command>` in the repository root to its end."""
+    return finish(start(*command))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Forks:
+    """Runs of the mains without the seconds their imports take; see forked.py.
+
+    Args:
+        folder: where the output of the runs goes.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.count = 0
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forked.py"))], cwd=ROOT, env=environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.ready = False
+
+    def run(self, script, *arguments, **env):
+        """One process, as `python <script> <arguments>`."""
+        return self._run([(script, arguments, env)])[0]
+
+    def run_ranks(self, world_size, script, *arguments):
+        """Several processes with the environment a launcher gives them; returns a Result for each rank."""
+        port = str(free_port())
+        return self._run([(script, arguments, {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port}) for rank in range(world_size)])
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait(timeout=10)
+        self.server.stdout.close()
+
+    def _run(self, ranks):
+        if not self.ready:
+            self._answer()
+            self.ready = True
+        orders = []
+        for script, arguments, env in ranks:
+            self.count += 1
+            orders.append({"script": script, "arguments": [str(word) for word in arguments], "env": env,
+                           "out": str(self.folder / f"{self.count}.out"), "err": str(self.folder / f"{self.count}.err")})
+        self.server.stdin.write(json.dumps({"ranks": orders}) + "\n")
+        self.server.stdin.flush()
+        codes = self._answer()["codes"]
+        return [Result(code, Path(order["out"]).read_text(encoding="utf-8"), Path(order["err"]).read_text(encoding="utf-8"))
+                for code, order in zip(codes, orders, strict=True)]
+
+    def _answer(self):
+        line = self.server.stdout.readline()
+        assert line, f"the process that forks the runs has ended with code {self.server.wait(timeout=10)}"
+        return json.loads(line)

@@ -1,0 +1,140 @@
+"""The command lines of the official repository with the official recipe files; only --opts makes the models small."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from .processes import ROOT, finish, free_port, opts, start
+from .runs import accuracies, checkpoint, log_of, losses, records
+
+SMALL = {"TRAIN.EPOCHS": 1, "DATA.NUM_WORKERS": 0, "PRINT_FREQ": 1, "VIS_IMAGES": 2}
+SMALL_SWIN = {**SMALL, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": "[1,1]", "MODEL.SWIN.NUM_HEADS": "[1,2]"}
+SMALL_VIT = {**SMALL, "MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 2, "MODEL.VIT.NUM_HEADS": 2, "DATA.IMG_SIZE": 64}
+# windows keep the sizes of the recipes; images of 96 px = 24 and 12 tokens, of 56 px = 14 and 7
+PRETRAIN = {
+    "swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
+    "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
+    "swin_large__800ep/simmim_pretrain__swin_large__img192_window12__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
+    "vit_base__800ep/simmim_pretrain__vit_base__img224__800ep": SMALL_VIT,
+}
+FINETUNE = {
+    "swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 48},
+    "swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
+    "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
+    "swin_large__800ep/simmim_finetune__swin_large__img224_window14__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
+    "vit_base__800ep/simmim_finetune__vit_base__img224__800ep": SMALL_VIT,
+}
+RELEASED = "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep"
+PRETRAINED = "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep"
+
+
+def recipe(name):
+    return f"configs/{name}.yaml"
+
+
+def launch(*arguments):
+    """Start `python -m torch.distributed.launch --nproc_per_node 1 <arguments>`."""
+    return start("-m", "torch.distributed.launch", "--nproc_per_node", 1, "--master_port", free_port(), *arguments)
+
+
+def test_recipe_files_of_this_test_are_all_that_there_are():
+    files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").glob("*/simmim_*.yaml")
+             if "__100ep" in path.name or "__800ep" in path.name}
+    assert files == PRETRAIN.keys() | FINETUNE.keys()
+
+
+# ---- the three commands of the official README, under torch.distributed.launch -------------------------------------
+
+@pytest.fixture(scope="module")
+def readme(images, tmp_path_factory):
+    """Pre-training, fine-tuning, evaluation, as the README has them."""
+    output = tmp_path_factory.mktemp("readme")
+    small = [opts(PRETRAIN[PRETRAINED]), opts(FINETUNE[RELEASED])]
+    pretrain = finish(launch("main_simmim.py", "--cfg", recipe(PRETRAINED), "--batch-size", 8, "--data-path", images / "train",
+                             "--output", output, "--tag", "job", *small[0])).checked()
+    weights = output / "simmim_pretrain" / "job" / "ckpt_epoch_0.pth"
+    finetune = finish(launch("main_finetune.py", "--cfg", recipe(RELEASED), "--batch-size", 8, "--data-path", images,
+                             "--pretrained", weights, "--output", output, "--tag", "job", *small[1])).checked()
+    folder = output / "simmim_finetune" / "job"
+    evaluate = finish(launch("main_finetune.py", "--eval", "--cfg", recipe(RELEASED), "--resume", folder / "ckpt_epoch_0.pth",
+                             "--data-path", images, "--output", output / "eval", *small[1])).checked()
+    return SimpleNamespace(pretrain=pretrain, finetune=finetune, evaluate=evaluate, folder=folder, output=output)
+
+
+def test_official_pretraining_command_writes_its_run_folder(readme):
+    folder = readme.output / "simmim_pretrain" / "job"
+    assert len(losses(folder)) == 3
+    assert "multistep" in log_of(folder)
+
+
+def test_official_finetuning_command_starts_from_the_pretrained_windows(readme):
+    assert "2 of them resized" in readme.finetune.out  # a table for each block, window 6 to 7
+    assert len(records(readme.folder, "val")) == 1
+
+
+def test_official_evaluation_command_prints_the_accuracy_of_training(readme):
+    assert len(accuracies(readme.evaluate.out)) == 1
+    assert accuracies(readme.evaluate.out) == accuracies(readme.finetune.out)
+
+
+def test_official_commands_train_in_fp32_on_a_cpu(readme):
+    assert "cpu, fp32" in readme.pretrain.out and "cpu, fp32" in readme.finetune.out
+
+
+# ---- every recipe, by plain python ---------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def pretrained(forks, images, tmp_path_factory):
+    """Run folders of the official pre-training recipes by name, each trained once."""
+    folders = {}
+
+    def run(name):
+        if name not in folders:
+            output = tmp_path_factory.mktemp("official")
+            forks.run("main_simmim.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images / "train",
+                      "--output", output, *opts(PRETRAIN[name])).checked()
+            folders[name] = output / "simmim_pretrain" / name.split("/")[1]
+        return folders[name]
+    return run
+
+
+@pytest.mark.parametrize("name", PRETRAIN, ids=lambda name: name.split("/")[1])
+def test_official_pretraining_recipe_trains(name, pretrained):
+    assert all(0 < loss < 3 for loss in losses(pretrained(name)))
+    assert len(losses(pretrained(name))) == 3
+
+
+@pytest.mark.parametrize("name", FINETUNE, ids=lambda name: name.split("/")[1])
+def test_official_finetuning_recipe_takes_every_weight_of_its_pretraining(name, pretrained, forks, images, tmp_path):
+    source = next(other for other in PRETRAIN if other.split("/")[0] == name.split("/")[0])
+    weights = pretrained(source) / "ckpt_epoch_0.pth"
+    result = forks.run("main_finetune.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images, "--pretrained",
+                       weights, "--output", tmp_path, *opts(FINETUNE[name])).checked()
+    report = next(line for line in result.out.splitlines() if "tensors matched" in line)
+    missing = report.partition("missing (")[2].partition(")")[0].split(", ")
+    # mean pooling replaces the final norm of ViT by one that the pre-training had not trained
+    assert set(missing) <= {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
+    assert len(records(tmp_path / "simmim_finetune" / name.split("/")[1], "val")) == 1
+
+
+def test_pretraining_recipe_trains_in_mixed_precision_when_asked_for(forks, images, tmp_path):
+    name = "swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep"
+    result = forks.run("main_simmim.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images / "train", "--output",
+                       tmp_path, "--amp-opt-level", "O1", "--use-checkpoint", *opts(PRETRAIN[name])).checked()
+    assert "mixed bfloat16" in result.out
+    folder = tmp_path / "simmim_pretrain" / name.split("/")[1]
+    assert all(value.dtype != torch.bfloat16 for value in checkpoint(folder, 0)["model"].values())
+
+
+def test_local_rank_flags_of_old_launchers_are_accepted(forks, images, tmp_path):
+    name = "vit_base__800ep/simmim_pretrain__vit_base__img224__800ep"
+    for flag in ("--local_rank=0", "--local-rank=0"):
+        forks.run("main_simmim.py", flag, "--cfg", recipe(name), "--batch-size", 8, "--throughput", *opts(SMALL_VIT)).checked()
+
+
+@pytest.mark.parametrize("script", ["main_simmim.py", "main_finetune.py"])
+def test_help_lists_the_official_flags(script, forks):
+    text = forks.run(script, "--help").checked().out
+    for flag in ("--cfg", "--opts", "--batch-size", "--data-path", "--resume", "--pretrained", "--accumulation-steps",
+                 "--use-checkpoint", "--amp-opt-level", "--output", "--tag", "--eval", "--throughput"):
+        assert flag in text
