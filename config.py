@@ -6,6 +6,7 @@ scaled by the global batch, the number of classes of the data) lives in clones m
 """
 import ast
 import difflib
+import math
 import os
 
 import yaml
@@ -146,6 +147,7 @@ _C.freeze()
 
 _NULLABLE = {"MODEL.SWIN.QK_SCALE", "MODEL.VIT.INIT_VALUES", "AUG.CUTMIX_MINMAX", "AUG.AUTO_AUGMENT", "TRAIN.CLIP_GRAD"}
 _NUMBER_OR_PAIR = {"DATA.IMG_SIZE"}
+_PAIRS = {"DATA.IMG_SIZE": 0, "AUG.CUTMIX_MINMAX": 0.0, "AUG.CROP_SCALE": 0.0, "TRAIN.OPTIMIZER.BETAS": 0.0}  # of what kind
 _FLOAT_LISTS = {"DATA.MEAN", "DATA.STD"}  # empty by default, so the default does not tell the type
 _CHOICES = {
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "lanczos", "nearest"),
@@ -156,7 +158,10 @@ _CHOICES = {
     "AMP_OPT_LEVEL": ("", "O0", "O1", "O2"),
     "AMP_BACKEND": ("native", "apex"),
 }
-_RANGES = {  # key: (lowest, highest) allowed, None = open
+_RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
+    "TRAIN.WARMUP_LR": (0, None), "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
+    "TRAIN.OPTIMIZER.EPS": (0, None), "TRAIN.OPTIMIZER.MOMENTUM": (0, 0.9999),
+    "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": (3, None),
     "DATA.BATCH_SIZE": (1, None), "DATA.NUM_WORKERS": (0, None), "DATA.MASK_PATCH_SIZE": (1, None),
     "DATA.MASK_RATIO": (0, 1), "DATA.VAL_FRACTION": (0, 0.9), "DATA.IMAGES_PER_CLASS": (0, None),
     "MODEL.NUM_CLASSES": (1, None), "MODEL.DROP_RATE": (0, 0.99), "MODEL.DROP_PATH_RATE": (0, 0.99),
@@ -260,13 +265,15 @@ def flatten(config, prefix=""):
     """{'SECTION.KEY': value} of all leaves."""
     leaves = {}
     for key, value in config.items():
-        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value})
+        if not isinstance(key, str):
+            raise ValueError(f"{prefix}{key} is {type(key).__name__}: keys of a config are names.")
+        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return leaves
 
 
 def differences(config, text):
     """What changed between a config stored as YAML text and this one: {key: (stored, now)}."""
-    stored = flatten(_as_node(yaml.safe_load(text) or {}))
+    stored = flatten(yaml.safe_load(text) or {})
     return {key: (stored.get(key), value) for key, value in flatten(config).items() if stored.get(key) != value}
 
 
@@ -291,15 +298,13 @@ def _merge_file(config, path, given, chain):
     for base in [bases] if isinstance(bases, str) else bases:
         if base:
             _merge_file(config, os.path.join(os.path.dirname(path), base), given, (*chain, path))
-    for key, value in flatten(_as_node(tree)).items():
+    for key, value in flatten(tree).items():
         _set(config, key, value, given, source=path)
 
 
-def _as_node(tree):
-    return CfgNode({key: _as_node(value) if isinstance(value, dict) else value for key, value in tree.items()})
-
-
 def _set(config, key, value, given, source):
+    if key == "BASE":
+        raise ValueError(f"{source}: BASE names the files a YAML file inherits from; it can't be set otherwise.")
     node = config
     *sections, name = key.split(".")
     for section in sections:
@@ -332,20 +337,16 @@ def _coerce(key, value, default, source):
             return None
         raise ValueError(f"{source}: {key} is empty, expected {_kind(key, default)}.")
     try:
-        if key in _NUMBER_OR_PAIR and isinstance(value, (list, tuple)):
-            pair = [_scalar(item, 0) for item in value]
-            if len(pair) != 2:
-                raise ValueError
-            return pair
+        if key in _PAIRS and (isinstance(value, (list, tuple)) or key not in _NUMBER_OR_PAIR):
+            low, high = value
+            return [_scalar(item, _PAIRS[key]) for item in (low, high)]
         if isinstance(default, list):
             if not isinstance(value, (list, tuple)):
                 raise ValueError
             example = 0.0 if key in _FLOAT_LISTS else default[0] if default else 0
             return [_scalar(item, example) for item in value]
-        if default is None:
-            return [_scalar(item, 0.0) for item in value] if isinstance(value, (list, tuple)) else _scalar(value, 0.0)
-        return _scalar(value, default)
-    except (ValueError, TypeError):
+        return _scalar(value, 0.0 if default is None else default)
+    except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{source}: {key}={value!r} is {type(value).__name__}, "
                          f"expected {_kind(key, default)}.") from None
 
@@ -357,7 +358,7 @@ def _parse(text):
         return words[text.strip().lower()]
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -385,6 +386,8 @@ def _scalar(value, default):
 def _kind(key, default):
     if key in _NUMBER_OR_PAIR:
         return "a whole number or [height, width]"
+    if key in _PAIRS:
+        return "two numbers, [first, second]" + (" or None" if key in _NULLABLE else "")
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "a number or None"}
     if isinstance(default, list):
         example = 0.0 if key in _FLOAT_LISTS else default[0] if default else 0
@@ -401,14 +404,16 @@ def _check(config):
         if leaves[key] not in choices:
             raise ValueError(f"{key}={leaves[key]!r} is unknown; valid: {', '.join(c or repr('') for c in choices)}.")
     for key, (low, high) in _RANGES.items():
-        if (low is not None and leaves[key] < low) or (high is not None and leaves[key] > high):
+        if leaves[key] is not None and not (low <= leaves[key] <= (math.inf if high is None else high)):
             allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise ValueError(f"{key}={leaves[key]} is out of range: it must be {allowed}.")
     if min(image_size(config)) < 1:
         raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} must be at least 1 pixel.")
     low_high = config.AUG.CROP_SCALE
-    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
+    if not 0 < low_high[0] <= low_high[1] <= 1:
         raise ValueError(f"AUG.CROP_SCALE={low_high} must be [smallest, largest] share of the image's area, e.g. [0.08, 1.0].")
+    if not all(0 <= beta < 1 for beta in config.TRAIN.OPTIMIZER.BETAS):
+        raise ValueError(f"TRAIN.OPTIMIZER.BETAS={config.TRAIN.OPTIMIZER.BETAS} must lie in [0, 1), e.g. [0.9, 0.999].")
     _check_schedule(config.TRAIN)
     if config.MODEL.TYPE in _ENCODER_CHECKS:  # unknown types are named, with the valid ones, where the model is built
         _ENCODER_CHECKS[config.MODEL.TYPE](config)
@@ -429,15 +434,14 @@ def check_pretraining(config):
     unit = config.DATA.MASK_PATCH_SIZE
     height, width = image_size(config)
     patch = encoder_config(config).PATCH_SIZE
-    if height % unit or width % unit:
-        units = [u for u in range(patch, min(height, width) + 1, patch) if height % u == 0 and width % u == 0]
-        fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use"
-        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
-                         f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
+    units = [u for u in range(patch, min(height, width) + 1, patch) if height % u == 0 and width % u == 0]
+    fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use another DATA.IMG_SIZE"
     if unit % patch:
         raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} is not a multiple of MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE="
-                         f"{patch}: a patch is hidden or visible as a whole. Use DATA.MASK_PATCH_SIZE "
-                         f"{max(round(unit / patch), 1) * patch}.")
+                         f"{patch}: a patch is hidden or visible as a whole. {fix}.")
+    if height % unit or width % unit:
+        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
+                         f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
 
 
 def mixing_is_on(config):
@@ -446,11 +450,7 @@ def mixing_is_on(config):
 
 
 def check_finetuning(config):
-    """Refuse augmentation settings that do not fit batch or channels. Raises ValueError."""
-    channels = encoder_config(config).IN_CHANS
-    if config.AUG.AUTO_AUGMENT and config.AUG.AUTO_AUGMENT.lower() != "none" and channels > 3:
-        raise ValueError(f"AUG.AUTO_AUGMENT={config.AUG.AUTO_AUGMENT} works on grey and RGB images, not on the {channels} "
-                         f"channels of MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS. Use --opts AUG.AUTO_AUGMENT none.")
+    """Refuse augmentation settings that do not fit the batch. Raises ValueError."""
     size = config.DATA.BATCH_SIZE
     if mixing_is_on(config) and config.AUG.MIXUP_MODE != "elem" and size % 2:
         raise ValueError(f"DATA.BATCH_SIZE={size} is odd: mixup and cutmix pair the images of a batch. Use {size + 1}, or "
@@ -482,17 +482,20 @@ def _check_swin(config):
             fit = max(h for h in range(1, heads + 1) if width % h == 0)
             raise ValueError(f"MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
                              f"stage {stage} (EMBED_DIM={swin.EMBED_DIM} x {2 ** stage}). Use e.g. {fit} heads there.")
-    for size in dict.fromkeys(image_size(config)):
-        problem = _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), swin.WINDOW_SIZE)
-        if problem:
-            windows = [w for w in range(1, size) if not _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), w)]
-            sizes = [s for s in range(1, 2 * size + 1024)
-                     if not _swin_problem(s, swin.PATCH_SIZE, len(swin.DEPTHS), swin.WINDOW_SIZE)]
-            fixes = [f"DATA.IMG_SIZE {min(sizes, key=lambda s: abs(s - size))}"]
-            if windows:
-                fixes.append(f"MODEL.SWIN.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
-            raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with MODEL.SWIN.WINDOW_SIZE={swin.WINDOW_SIZE}: "
-                             f"{problem}. Use {' or '.join(fixes)}.")
+    def problem(size, window):
+        return _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), window)
+
+    sides = image_size(config)
+    found = problem(sides[0], swin.WINDOW_SIZE) or problem(sides[1], swin.WINDOW_SIZE)
+    if found:
+        fitting = [s for s in range(1, 2 * max(sides) + 1024) if not problem(s, swin.WINDOW_SIZE)]
+        nearest = [min(fitting, key=lambda s, side=side: abs(s - side)) for side in sides] if fitting else None
+        fixes = [f"DATA.IMG_SIZE {nearest[0] if sides[0] == sides[1] else str(nearest).replace(' ', '')}"] if nearest else []
+        windows = [w for w in range(1, max(sides)) if not any(problem(side, w) for side in sides)]
+        if windows:
+            fixes.append(f"MODEL.SWIN.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
+        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with MODEL.SWIN.WINDOW_SIZE={swin.WINDOW_SIZE}: {found}. "
+                         f"Use {' or '.join(fixes)}.")
 
 
 def _swin_problem(size, patch, num_stages, window):

@@ -5,7 +5,6 @@ run; the random draws of an iteration (drop path, mixup) are a pure function of 
 """
 import datetime
 import inspect
-import json
 import logging
 import math
 import os
@@ -21,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from config import differences, encoder_config, flatten, image_size, images_per_step, run_folder, save_config
-from logger import MetricWriter, log_to_file
+from logger import MetricWriter, json_line, log_to_file
 from utils import distributed
 from utils.checkpoint import (
     BEST_FILE,
@@ -342,7 +341,7 @@ def record_evaluation(config, numbers):
     log_to_file(folder, distributed.rank())
     if distributed.rank() == 0:
         with open(os.path.join(folder, "metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": "eval", "weights": config.MODEL.RESUME or config.PRETRAINED, **numbers}) + "\n")
+            file.write(json_line({"kind": "eval", "weights": config.MODEL.RESUME or config.PRETRAINED, **numbers}))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a run writes about itself: console (rank 0), a log file per rank, metrics.jsonl, TensorBoard."""
 import json
 import logging
+import math
 import os
 import sys
 from logging.handlers import MemoryHandler
@@ -71,6 +72,12 @@ def _coloured_line():
     return f"{colored('[%(asctime)s %(name)s]', 'green', force_color=True)} {where}: %(levelname)s %(message)s"
 
 
+def json_line(record):
+    """One record as a line of JSON; NaN and infinity, which JSON lacks, become null."""
+    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
 class MetricWriter:
     """Numbers and pictures of a run: one JSON object a line in metrics.jsonl, and TensorBoard events beside it.
 
@@ -96,7 +103,7 @@ class MetricWriter:
             values: numbers.
         """
         if self.file:
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.write(json_line({"kind": kind, "step": step, **values}))
             self.file.flush()
             for name, value in values.items():
                 if name != "epoch":

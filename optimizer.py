@@ -67,7 +67,8 @@ def _adamw(groups, settings):
 
 
 def _sgd(groups, settings):
-    return torch.optim.SGD(groups, momentum=settings.MOMENTUM, nesterov=True, fused=_can_fuse(groups))
+    # not fused: a first step that is skipped would leave the fused kernel's momentum uninitialised
+    return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=settings.MOMENTUM, nesterov=True)
 
 
 def _fused_adam(groups, settings):

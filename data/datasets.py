@@ -2,6 +2,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
@@ -64,6 +65,10 @@ def read_image(path, mode="RGB"):
     """A file as a PIL image. Raises ValueError that names the file if it can't be decoded."""
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith("I"):  # 16 bits (or 32, with values of 8 or 16): converting alone would cut at 255
+                values = np.asarray(picture, dtype=np.float32)
+                scale = 257 if picture.mode != "I" or values.max() > 255 else 1
+                picture = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
             return picture.convert(mode)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} can't be read as an image ({error}). Repair or remove the file.") from error
@@ -86,7 +91,13 @@ def image_files(root, flag=DATA_FLAG):
 
 def _walk(root):
     """Image files below a folder, one after another (millions of files: no Path objects)."""
+    seen = set()  # links may lead back up
     for folder, subfolders, names in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            subfolders[:] = []
+            continue
+        seen.add(place)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):

@@ -42,10 +42,13 @@ def finetune_transform(config):
     mean, std = pixel_statistics(config)
     size, aug = image_size(config), config.AUG
     policy = None if aug.AUTO_AUGMENT is None or aug.AUTO_AUGMENT.lower() == "none" else aug.AUTO_AUGMENT
+    if policy and len(mean) > 3:
+        raise ValueError(f"AUG.AUTO_AUGMENT={policy} works on grey and RGB images, not on the {len(mean)} channels of MODEL."
+                         f"{config.MODEL.TYPE.upper()}.IN_CHANS. Use --opts AUG.AUTO_AUGMENT none.")
     transform = create_transform(
         input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None,
-        auto_augment=policy, re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT, interpolation=config.DATA.INTERPOLATION,
-        mean=mean, std=std)
+        auto_augment=policy, re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT,
+        interpolation=config.DATA.INTERPOLATION, mean=mean, std=std)
     _allow_zero_bits(transform)
     if max(size) <= 32:
         transform.transforms[0] = transforms.Compose([

@@ -54,10 +54,11 @@ def source_window(num_rows, index=None, like=(1, 1)):
         like: (h, w).
     Returns: (h, w), or None where no window gives this many rows.
     """
-    fits = [((a + 1) // 2, (num_rows // a + 1) // 2) for a in range(1, num_rows + 1, 2) if num_rows % a == 0]
+    odd = num_rows % 2 == 1  # (2h-1)(2w-1) always is
+    fits = [((a + 1) // 2, (num_rows // a + 1) // 2) for a in range(1, num_rows + 1, 2) if odd and num_rows % a == 0]
     if index is not None:
         fits = [(h, w) for h, w in fits
-                if h * w == index.shape[0] and int(index[0, 0]) == (h - 1) * (2 * w - 1) + w - 1]
+                if h * w == index.shape[0] and torch.equal(relative_position_index((h, w)), index.cpu())]
     # nearest aspect ratio; a square first where the target is square
     return min(fits, key=lambda hw: abs(np.log(hw[0] / hw[1]) - np.log(like[0] / like[1])), default=None)
 
@@ -73,7 +74,7 @@ def resize_bias_table(table, source, target, num_extra=0):
         table: ((2h-1)(2w-1) + num_extra, heads) float.
         source, target: (h, w) windows, in tokens.
         num_extra: rows at the end that are kept (3 for a ViT with class token).
-    Returns: ((2H-1)(2W-1) + num_extra, heads), same dtype and device.
+    Returns: ((2H-1)(2W-1) + num_extra, heads), same dtype and device; no gradient flows through the resizing.
     Source: official SimMIM utils (remap_pretrained_keys_*).
     """
     if tuple(source) == tuple(target):
@@ -103,6 +104,8 @@ def _resize_grid(grid, source, target):
 
 def _source_positions(source, target):
     """Where the offsets of a window of `source` tokens lie on the axis of one of `target` tokens."""
+    if source == target:  # only the other axis changes
+        return np.arange(-(source - 1.0), source)
     low, high, ratio = 1.01, 1.5, 1.01  # limits of the official bisection
     while high - low > 1e-6:
         ratio = (low + high) / 2

@@ -75,7 +75,8 @@ def _load_encoder(encoder, weights, report):
     matched = [name for name in weights if name in own and name not in misfits]
     missing = [name for name in own if name not in matched]
     unexpected = [name for name in weights if name not in matched]
-    foreign = [name for name in [*missing, *unexpected] if not _is_optional(name)]
+    foreign = [name for name in [*missing, *unexpected]
+               if not _is_optional(name) or (name in misfits and not name.startswith("head."))]
     if foreign:
         shapes = [f"{name} is {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
                   for name in misfits if name in foreign]

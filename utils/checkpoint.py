@@ -1,4 +1,5 @@
 """Checkpoint files: written atomically, read without ever running code from them."""
+import hashlib
 import os
 import re
 from collections import OrderedDict
@@ -63,7 +64,9 @@ def load_checkpoint(source):
 def _download(address):
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / Path(urlparse(address).path).name
+    name = Path(urlparse(address).path)
+    # names repeat at other addresses, so the address is part of the file's name
+    path = folder / f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}"
     if not path.is_file():
         try:
             torch.hub.download_url_to_file(address, str(path))

@@ -1,4 +1,5 @@
 """Averages that stay on the device until they are printed."""
+import math
 import resource
 import sys
 
@@ -6,7 +7,7 @@ import torch
 
 
 class Meter:
-    """Sum and count of a scalar tensor, accumulated without synchronising with the device."""
+    """Average of the finite ones of scalar tensors, accumulated without synchronising with the device."""
 
     def __init__(self):
         self.reset()
@@ -15,12 +16,14 @@ class Meter:
         self.total, self.count = 0.0, 0
 
     def add(self, value):
-        self.total = self.total + (value.detach() if isinstance(value, torch.Tensor) else value)
-        self.count += 1
+        value = torch.as_tensor(value).detach()
+        finite = torch.isfinite(value)
+        self.total = self.total + torch.where(finite, value, 0.0)
+        self.count = self.count + finite.to(value.dtype)
 
     def mean(self):
-        """Average since the last reset, as a tensor or number; 0 if nothing was added."""
-        return self.total / max(self.count, 1)
+        """Average since the last reset, a tensor; NaN if no finite value was added."""
+        return torch.as_tensor(self.total / self.count if isinstance(self.count, torch.Tensor) else math.nan)
 
 
 def peak_memory_mb(device):

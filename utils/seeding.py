@@ -11,12 +11,17 @@ AUGMENT, MASK, STEP, SHUFFLE, SUBSET, PICTURE = range(6)
 
 def rng_for(*keys):
     """A numpy RandomState for a tuple of whole numbers."""
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([int(key) for key in keys])))
+    return np.random.RandomState(np.random.MT19937(_sequence(keys)))
+
+
+def _sequence(keys):
+    """The length goes in front: numpy pads with zeros, so that (0, 1) and (0, 1, 0) would be one stream."""
+    return np.random.SeedSequence([len(keys), *map(int, keys)])
 
 
 def seed_globals(*keys):
     """Seed the global generators of Python, numpy and torch (all devices) from a tuple of whole numbers."""
-    words = np.random.SeedSequence([int(key) for key in keys]).generate_state(4)
+    words = _sequence(keys).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.manual_seed((int(words[2]) << 32) + int(words[3]))
@@ -29,7 +34,7 @@ def seeded_globals(*keys):
     For libraries that draw from the global generators (torchvision and timm transforms).
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence([int(key) for key in keys]).generate_state(4)
+    words = _sequence(keys).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.default_generator.manual_seed((int(words[2]) << 32) + int(words[3]))

@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from .processes import Forks, opts
 from .recipes import FINETUNE, PRETRAIN, VIT, make_images, write_recipe
@@ -59,14 +58,6 @@ def finetuned_run(train, tmp_path_factory, pretrained_run):
     """Run folder of one epoch of fine-tuning. Not to be written to."""
     return train("finetune", tmp_path_factory.mktemp("finetuned"), "--pretrained", pretrained_run / "ckpt_epoch_0.pth",
                  settings={"TRAIN.EPOCHS": 1})[0]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

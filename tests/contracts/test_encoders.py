@@ -1,0 +1,170 @@
+"""What every encoder keeps: facts, feature maps, classification."""
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from .tiny import (
+    BATCH,
+    CLASSES,
+    ENCODER_CASES,
+    HEIGHT,
+    VARIANTS,
+    WIDTH,
+    build,
+    hidden_pixels,
+    make_config,
+    make_images,
+    make_mask,
+)
+
+IDS = ["-".join(case) for case in ENCODER_CASES]
+
+
+@pytest.fixture(scope="module", params=ENCODER_CASES, ids=IDS)
+def case(request):
+    """An encoder with a mask token, and the same with a head."""
+    config = make_config(*request.param)
+    return SimpleNamespace(config=config, encoder=build(config, is_pretrain=True).encoder,
+                           classifier=build(config, is_pretrain=False), images=make_images(config), mask=make_mask(config))
+
+
+# ---- facts --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier"])
+def test_facts_are_whole_numbers_that_fit_together(case, kind):
+    encoder = getattr(case, kind)
+    for fact in ("patch_size", "stride", "num_features", "in_chans", "num_layers"):
+        assert type(getattr(encoder, fact)) is int and getattr(encoder, fact) >= 1, fact
+    assert encoder.stride % encoder.patch_size == 0 and encoder.in_chans == 3
+    assert encoder.has_head == (kind == "classifier")
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier"])
+def test_layer_id_of_each_parameter_is_in_range_and_each_layer_has_one(case, kind):
+    encoder = getattr(case, kind)
+    ids = {name: encoder.layer_id(name) for name, _ in encoder.named_parameters()}
+    assert {type(layer) for layer in ids.values()} == {int}
+    assert set(ids.values()) == set(range(encoder.num_layers + 2))
+    assert ids["patch_embed.proj.weight"] == 0
+    if kind == "classifier":
+        assert ids["head.weight"] == encoder.num_layers + 1
+
+
+def test_layers_come_in_order(case):
+    """Gradients reach a layer only from those behind it: parameters of block i stand before those of block i + 1."""
+    ids = [case.encoder.layer_id(name) for name, _ in case.encoder.named_parameters()]
+    blocks = [layer for layer in ids if 0 < layer <= case.encoder.num_layers]
+    assert blocks == sorted(blocks)
+
+
+def test_names_without_weight_decay_are_parameters_of_some_variant(case):
+    name = case.config.MODEL.TYPE
+    known = {parameter for variant in VARIANTS[name] for is_pretrain in (True, False)
+             for parameter, _ in getattr(build(make_config(name, variant), is_pretrain), "encoder",
+                                         build(make_config(name, variant), is_pretrain)).named_parameters()}
+    assert case.encoder.no_weight_decay() <= known
+    for keyword in case.encoder.no_weight_decay_keywords():
+        assert any(keyword in parameter for parameter in known), keyword
+
+
+def test_own_state_dict_needs_no_resizing(case):
+    state, resized = case.classifier.resize_state_dict(case.classifier.state_dict())
+    own = dict(case.classifier.named_parameters())
+    assert resized == [] and state.keys() == own.keys()
+    assert all(torch.equal(state[name], own[name]) for name in own)
+
+
+def test_state_dict_of_another_grid_is_resized_to_the_own_shapes(case, request):
+    config = make_config(case.config.MODEL.TYPE, request.node.callspec.params["case"][1], size=(64, 128))
+    state, resized = case.classifier.resize_state_dict(build(config, is_pretrain=False).state_dict())
+    own = dict(case.classifier.named_parameters())
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}
+    assert set(resized) <= own.keys() and all(state[name].isfinite().all() for name in resized)
+
+
+# ---- feature maps -------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_feature_map_has_the_stated_shape(case):
+    encoder = case.encoder
+    shape = (BATCH, encoder.num_features, HEIGHT // encoder.stride, WIDTH // encoder.stride)
+    assert encoder(case.images).shape == encoder(case.images, case.mask).shape == shape
+    assert isinstance(encoder.extract_feat(case.images), tuple) and encoder.extract_feat(case.images)[-1].shape == shape
+
+
+@torch.no_grad()
+def test_hidden_pixels_do_not_reach_the_features(case):
+    hidden = hidden_pixels(case.config, case.mask)
+    other = torch.where(hidden, torch.full_like(case.images, 7.0), case.images)
+    assert torch.equal(case.encoder(other, case.mask), case.encoder(case.images, case.mask))
+    assert not torch.equal(case.encoder(other), case.encoder(case.images))
+
+
+@torch.no_grad()
+def test_mask_that_hides_nothing_changes_nothing(case):
+    torch.testing.assert_close(case.encoder(case.images, torch.zeros_like(case.mask)), case.encoder(case.images))
+
+
+@torch.no_grad()
+def test_fully_hidden_images_look_alike(case):
+    features = case.encoder(case.images, torch.ones_like(case.mask))
+    torch.testing.assert_close(features, features[:1].expand_as(features), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_feature_map_is_not_transposed(case):
+    """Of all cells, the one below a changed corner changes most."""
+    encoder, other = case.encoder, case.images.clone()
+    other[:, :, :encoder.stride, -encoder.stride:] += 3.0
+    change = (encoder(other) - encoder(case.images)).square().sum(dim=(0, 1))
+    assert divmod(int(change.argmax()), change.shape[1]) == (0, change.shape[1] - 1)
+
+
+# ---- classification -----------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+@pytest.mark.parametrize("cells", [None, (5, 9), (8, 4)])
+def test_classifier_gives_logits_and_pooled_features_of_any_size(case, cells):
+    model = case.classifier
+    images = make_images(case.config, size=cells and [side * model.stride for side in cells])
+    logits, features = model(images), model.extract_feat(images)
+    assert logits.shape == (BATCH, CLASSES) and logits.isfinite().all()
+    assert isinstance(features, tuple) and features[-1].shape == (BATCH, model.num_features)
+    torch.testing.assert_close(model.head(features[-1]), logits)
+
+
+def test_classifier_refuses_a_mask(case):
+    with pytest.raises(ValueError, match="takes no mask"):
+        case.classifier(case.images, case.mask)
+
+
+def test_every_parameter_of_a_classifier_gets_a_gradient(case):
+    case.classifier.zero_grad(set_to_none=True)
+    torch.nn.functional.cross_entropy(case.classifier(case.images), torch.tensor([0, 2, 4])).backward()
+    gradients = {name: parameter.grad for name, parameter in case.classifier.named_parameters() if parameter.requires_grad}
+    assert len(gradients) == len(list(case.classifier.parameters()))
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
+    case.classifier.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def test_classifier_has_the_encoder_s_names_at_the_root(case):
+    """One mechanism for both, so that official files load without a map."""
+    encoder = {name for name, _ in case.encoder.named_parameters()} - {"mask_token"}
+    classifier = {name for name, _ in case.classifier.named_parameters()}
+    assert classifier - encoder == {"head.weight", "head.bias"} and encoder <= classifier
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, (32, 64)), (4, (64, 32))])
+def test_classifier_takes_any_channels_and_sizes(case, request, channels, size):
+    config = make_config(*request.node.callspec.params["case"], channels=channels, size=size)
+    assert build(config, is_pretrain=False)(make_images(config)).shape == (BATCH, CLASSES)
+
+
+def test_images_that_are_no_whole_number_of_patches_are_refused(case):
+    side = case.encoder.patch_size
+    images = torch.zeros(1, 3, side * 4 + 1, side * 8)
+    with pytest.raises(ValueError, match=re.escape(f"{side * 4 + 1}x{side * 8} pixels")):
+        case.encoder(images)

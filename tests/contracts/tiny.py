@@ -1,0 +1,83 @@
+"""A tiny config of every registered encoder and method, in every layout of parameters it can have."""
+import pytest
+import torch
+
+from config import encoder_config, image_size, load_config
+from models import build_model
+from models.build import ENCODERS, METHODS
+
+HEIGHT, WIDTH, BATCH, CLASSES = 32, 64, 3, 5
+COMMON = {"DATA.IMG_SIZE": [HEIGHT, WIDTH], "DATA.MASK_PATCH_SIZE": 8, "MODEL.NUM_CLASSES": CLASSES,
+          "MODEL.DROP_PATH_RATE": 0.0}
+
+# encoder: {variant: settings}; the first variant is the base, the others add to it
+VARIANTS = {
+    "swin": {
+        "plain": {"MODEL.SWIN.PATCH_SIZE": 4, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": [2, 2],
+                  "MODEL.SWIN.NUM_HEADS": [1, 2], "MODEL.SWIN.WINDOW_SIZE": 4},
+        "ape": {"MODEL.SWIN.APE": True, "MODEL.SWIN.PATCH_NORM": False},
+        "no_qkv_bias": {"MODEL.SWIN.QKV_BIAS": False, "MODEL.SWIN.QK_SCALE": 0.5},
+    },
+    "vit": {
+        "plain": {"MODEL.VIT.PATCH_SIZE": 8, "MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 3, "MODEL.VIT.NUM_HEADS": 2},
+        "all_tables": {"MODEL.VIT.USE_APE": True, "MODEL.VIT.USE_RPB": True},
+        "no_tables": {"MODEL.VIT.USE_SHARED_RPB": False, "MODEL.VIT.INIT_VALUES": None, "MODEL.VIT.QKV_BIAS": False},
+        "mean_pooling": {"MODEL.VIT.USE_MEAN_POOLING": True},
+    },
+}
+METHOD_VARIANTS = {
+    "simmim": {"pixels": {}, "normalised": {"MODEL.SIMMIM.NORM_TARGET.ENABLE": True,
+                                            "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": 5}},
+}
+
+# one case for an encoder or method without a tiny config, too: its tests then fail instead of not existing
+ENCODER_CASES = [(name, variant) for name in ENCODERS for variant in VARIANTS.get(name, ["none"])]
+CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES
+         for method in METHODS for kind in METHOD_VARIANTS.get(method, ["none"])]
+
+
+def settings_of(table, name, variant, where):
+    if name not in table:
+        pytest.fail(f"{name!r} is registered in models/build.py but has no tiny config: add it to {where} in "
+                    f"tests/contracts/tiny.py", pytrace=False)
+    base = next(iter(table[name].values()))
+    return base | table[name][variant]
+
+
+def make_config(name, variant, method="simmim", kind="pixels", channels=3, size=(HEIGHT, WIDTH)):
+    overrides = COMMON | {"MODEL.TYPE": name, "MODEL.METHOD": method, "DATA.IMG_SIZE": list(size),
+                          f"MODEL.{name.upper()}.IN_CHANS": channels}
+    overrides |= settings_of(VARIANTS, name, variant, "VARIANTS")
+    overrides |= settings_of(METHOD_VARIANTS, method, kind, "METHOD_VARIANTS")
+    return load_config(opts=[item for pair in overrides.items() for item in pair])
+
+
+def build(config, is_pretrain, seed=1):
+    """The model with every parameter away from zeros, ones and small starts, so that each one matters."""
+    torch.manual_seed(seed)
+    model = build_model(config, is_pretrain)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return model.eval()
+
+
+def make_images(config, batch=BATCH, size=None, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, encoder_config(config).IN_CHANS, *(size or image_size(config)), generator=generator)
+
+
+def make_mask(config, batch=BATCH, size=None, seed=3):
+    """(batch, rows, cols) bool on the patch grid, about half hidden, in every image another number."""
+    patch = encoder_config(config).PATCH_SIZE
+    height, width = size or image_size(config)
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(batch, height // patch, width // patch, generator=generator) < 0.5
+    assert mask.any() and not mask.all()
+    return mask
+
+
+def hidden_pixels(config, mask):
+    """(batch, 1, H, W) bool."""
+    patch = encoder_config(config).PATCH_SIZE
+    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2).unsqueeze(1)

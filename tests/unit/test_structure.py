@@ -1,0 +1,142 @@
+"""Rules about the source itself: who imports whom, what may run code, which settings are read."""
+import ast
+from pathlib import Path
+
+import pytest
+
+from config import flatten, load_config
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDERS = ("data", "models", "utils", "tools")
+SOURCES = sorted([*REPOSITORY.glob("*.py"), *(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))])
+TREES = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+PROJECT = {name.partition("/")[0].removesuffix(".py") for name in TREES}
+
+MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_scheduler <- engine <- mains, tools
+    "config": {"utils"},
+    "utils": {"utils"},
+    "logger": {"utils"},
+    "models": {"config", "models", "utils"},
+    "data": {"config", "data", "utils"},
+    "optimizer": {"config", "utils"},
+    "lr_scheduler": {"config", "utils"},
+    "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "utils"},
+}
+
+
+def imported(tree):
+    """Top-level names of everything a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0] if node.level == 0 else "relative")
+    return names
+
+
+def calls(source):
+    """(dotted name, node) of every call."""
+    return [(ast.unparse(node.func), node) for node in ast.walk(source) if isinstance(node, ast.Call)]
+
+
+def unsafe_calls(tree):
+    """Calls that can run code from a file or a text."""
+    found = []
+    for name, node in calls(tree):
+        safe = any(word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
+                   for word in node.keywords)
+        last = name.rpartition(".")[2]
+        if (name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen")
+                or name.startswith(("pickle.", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "marshal.", "shelve."))
+                or (name == "torch.load" and not safe) or (name == "np.load" and "allow_pickle" in ast.unparse(node))
+                or (last in ("run", "Popen", "call", "check_output") and any(word.arg == "shell" for word in node.keywords))):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_sources_are_found():
+    assert {"config.py", "engine.py", "main_simmim.py", "models/swin.py", "utils/checkpoint.py"} <= TREES.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if path.partition("/")[0].removesuffix(".py") in MAY_IMPORT])
+def test_file_imports_only_what_lies_below_it(path):
+    package = path.partition("/")[0].removesuffix(".py")
+    assert (imported(TREES[path]) & (PROJECT | {"relative"})) - MAY_IMPORT[package] == set()
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_file_imports_no_main(path):
+    assert not any(name.startswith("main_") for name in imported(TREES[path]))
+
+
+def test_only_the_config_knows_yacs():
+    assert [path for path, tree in TREES.items() if "yacs" in imported(tree)] == ["config.py"]
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_file_has_no_call_that_runs_code_from_data(path):
+    assert unsafe_calls(TREES[path]) == []
+
+
+@pytest.mark.parametrize("line", [
+    "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)", "eval(text)",
+    "exec(text)", "pickle.load(file)", "pickle.loads(text)", "yaml.load(file)", "yaml.unsafe_load(file)", "os.system(text)",
+    "subprocess.run(text, shell=True)", "np.load(path, allow_pickle=True)"])
+def test_unsafe_call_is_recognised(line):
+    assert len(unsafe_calls(ast.parse(line))) == 1
+
+
+@pytest.mark.parametrize("line", ["torch.load(path, map_location='cpu', weights_only=True)", "model.eval()",
+                                  "yaml.safe_load(file)", "subprocess.run([program])", "re.compile(text)"])
+def test_safe_call_is_recognised(line):
+    assert unsafe_calls(ast.parse(line)) == []
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+def aliases(tree):
+    """{variable: last part of the attribute it stands for}, as in `swin = config.MODEL.SWIN`."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                names, values = ((target.elts, node.value.elts) if isinstance(target, ast.Tuple)
+                                 and isinstance(node.value, ast.Tuple) else ([target], [node.value]))
+                found |= {name.id: value.attr for name, value in zip(names, values, strict=False)
+                          if isinstance(name, ast.Name) and isinstance(value, ast.Attribute)}
+    return found
+
+
+def keys_read(tree):
+    """{(section, name)} of all attributes that are read, e.g. ("TRAIN", "BASE_LR").
+
+    The section is "" on the config itself, and None where it can't be told: `encoder_config(config).IN_CHANS`, or a
+    function's argument.
+    """
+    known, found = aliases(tree), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and node.attr.isupper():
+            owner = node.value
+            if isinstance(owner, ast.Attribute):
+                section = "" if owner.attr == "config" else owner.attr
+            elif isinstance(owner, ast.Name):
+                section = "" if owner.id in ("config", "_C") else known.get(owner.id)
+            else:
+                section = None
+            found.add((section, node.attr))
+    return found
+
+
+READ = set().union(*(keys_read(tree) for tree in TREES.values()))
+
+
+@pytest.mark.parametrize("key", [key for key in flatten(load_config()) if not key.startswith("BASE")])
+def test_config_key_is_read_somewhere(key):
+    section, name = ["", *key.split(".")][-2:]
+    assert (section, name) in READ or (None, name) in READ
+
+
+def test_key_that_nothing_reads_is_noticed():
+    read = keys_read(ast.parse("swin = config.MODEL.SWIN\nswin.DEPTHS + config.SEED\nconfig.TAG = 1"))
+    assert read == {("MODEL", "SWIN"), ("", "MODEL"), ("SWIN", "DEPTHS"), ("", "SEED")}

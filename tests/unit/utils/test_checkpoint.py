@@ -1,0 +1,201 @@
+"""Checkpoint files: written whole or not at all, read without running code."""
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from yacs.config import CfgNode
+
+from utils.checkpoint import (
+    epoch_checkpoints,
+    load_checkpoint,
+    load_weights,
+    newest_good_checkpoint,
+    save_checkpoint,
+    weights_of,
+)
+
+STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "config": "SEED: 1\n", "best": 0.5}
+
+
+class Malicious:
+    """Pickled as a call that makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_saved_checkpoint_loads_as_it_was(tmp_path):
+    save_checkpoint(tmp_path / "new" / "a.pth", STATE)
+    content = load_checkpoint(tmp_path / "new" / "a.pth")
+    assert torch.equal(content["model"]["weight"], STATE["model"]["weight"])
+    assert {key: content[key] for key in ("epoch", "config", "best")} == {"epoch": 3, "config": "SEED: 1\n", "best": 0.5}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("no")])
+def test_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, STATE)
+    before = path.read_bytes()
+
+    def fails(state, file):
+        file.write(b"the first half of")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(type(error)):
+        save_checkpoint(path, {"epoch": 4})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_save_reaches_the_disk_before_it_replaces_the_old_file(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: order.append("fsync") or fsync(number))
+    monkeypatch.setattr(os, "replace", lambda *paths: order.append("replace") or replace(*paths))
+    save_checkpoint(tmp_path / "a.pth", STATE)
+    assert order == ["fsync", "replace"]
+
+
+def test_malicious_pickle_is_refused_and_not_run(tmp_path):
+    made = tmp_path / "made"
+    torch.save({"model": {}, "config": Malicious(made)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth is not a readable checkpoint: broken, or holding more than plain data"):
+        load_checkpoint(tmp_path / "a.pth")
+    assert not made.exists()
+
+
+def test_official_checkpoint_with_a_pickled_config_comes_back_as_plain_data(tmp_path):
+    config = CfgNode({"MODEL": {"TYPE": "swin", "SWIN": {"DEPTHS": [2, 2]}}, "AMP": "O1"})
+    torch.save(STATE | {"config": config}, tmp_path / "a.pth")
+    content = load_checkpoint(tmp_path / "a.pth")
+    assert content["config"]["MODEL"]["SWIN"]["DEPTHS"] == [2, 2] and content["config"]["AMP"] == "O1"
+    node = content["config"]
+    while isinstance(node, dict):
+        assert not isinstance(node, CfgNode)
+        node = next(iter(node.values()))
+
+
+@pytest.mark.parametrize("content", [b"", b"half a fi", b"\x00\x01\x02garbage"])
+def test_broken_file_is_named(tmp_path, content):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pth is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3)])
+def test_file_that_holds_no_dictionary_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth holds (list|Tensor), expected a dictionary"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["absent.pth", ""])
+def test_missing_file_is_an_error(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_checkpoint(tmp_path / name)
+
+
+# ---- addresses ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """(address, folder it serves) on the loopback device; torch.hub caches below tmp_path."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", folder
+        httpd.shutdown()
+
+
+def test_address_is_downloaded_once(server):
+    address, folder = server
+    save_checkpoint(folder / "a.pth", STATE)
+    assert load_checkpoint(f"{address}/a.pth?download=1")["epoch"] == 3
+    (folder / "a.pth").unlink()
+    assert load_checkpoint(f"{address}/a.pth?download=1")["epoch"] == 3
+
+
+def test_address_that_is_missing_names_it_and_the_place_to_put_it(server):
+    address, _ = server
+    with pytest.raises(ValueError, match=r"absent\.pth could not be downloaded.*put it at .*hub/checkpoints/.*absent"):
+        load_checkpoint(f"{address}/absent.pth")
+
+
+def test_files_of_equal_name_at_two_addresses_are_not_mixed_up(server):
+    address, folder = server
+    for epoch in (1, 2):
+        save_checkpoint(folder / f"run{epoch}" / "encoder.pth", {"epoch": epoch})
+    assert [load_checkpoint(f"{address}/run{epoch}/encoder.pth")["epoch"] for epoch in (1, 2)] == [1, 2]
+
+
+# ---- run folders --------------------------------------------------------------------------------------------------
+
+def test_epoch_checkpoints_are_sorted_by_number(tmp_path):
+    for name in ("ckpt_epoch_10.pth", "ckpt_epoch_9.pth", "ckpt_best.pth", "ckpt_epoch_2.pth.tmp", "xckpt_epoch_3.pth",
+                 ".ckpt_epoch_11.pth.1.tmp"):
+        (tmp_path / name).touch()
+    assert {epoch: path.name for epoch, path in epoch_checkpoints(tmp_path).items()} == {
+        9: "ckpt_epoch_9.pth", 10: "ckpt_epoch_10.pth"}
+    assert list(epoch_checkpoints(tmp_path)) == [9, 10]
+    assert epoch_checkpoints(tmp_path / "absent") == {}
+
+
+def test_newest_is_by_epoch_not_by_time(tmp_path):
+    for epoch in (10, 9):
+        save_checkpoint(tmp_path / f"ckpt_epoch_{epoch}.pth", {"epoch": epoch})
+    path, content = newest_good_checkpoint(tmp_path, pytest.fail)
+    assert path.name == "ckpt_epoch_10.pth" and content["epoch"] == 10
+
+
+def test_broken_newest_is_reported_and_passed_over(tmp_path):
+    for epoch in (0, 1):
+        save_checkpoint(tmp_path / f"ckpt_epoch_{epoch}.pth", {"epoch": epoch})
+    for epoch in (2, 3):
+        whole = (tmp_path / "ckpt_epoch_1.pth").read_bytes()
+        (tmp_path / f"ckpt_epoch_{epoch}.pth").write_bytes(whole[:len(whole) // epoch])
+    reports = []
+    path, content = newest_good_checkpoint(tmp_path, reports.append)
+    assert path.name == "ckpt_epoch_1.pth" and content["epoch"] == 1
+    assert ["ckpt_epoch_3.pth" in reports[0], "ckpt_epoch_2.pth" in reports[1], len(reports)] == [True, True, 2]
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_good_checkpoint(tmp_path, pytest.fail) == (None, None)
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("content", [{"model": {"a": torch.ones(1)}}, {"state_dict": {"a": torch.ones(1)}, "epoch": 1},
+                                     {"a": torch.ones(1), "epoch": 1}])
+def test_weights_are_found_in_each_form(content):
+    assert list(weights_of(content)) == ["a"]
+
+
+def test_weights_of_the_same_model_are_loaded():
+    source, model = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    load_weights(model, {"model": source.state_dict()}, "file")
+    assert torch.equal(model.weight, source.weight) and torch.equal(model.bias, source.bias)
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    (torch.nn.Linear(3, 2, bias=False), r"1 missing \(bias\)"),
+    (torch.nn.Linear(4, 2), r"1 of another shape \(weight \(2, 4\) instead of \(2, 3\)\)"),
+    (torch.nn.Sequential(torch.nn.Linear(3, 2)), r"2 missing \(weight, bias\); 2 unexpected \(0\.weight, 0\.bias\)"),
+])
+def test_weights_of_another_model_are_refused_and_say_what_to_use(source, message):
+    model = torch.nn.Linear(3, 2)
+    before = model.weight.clone()
+    with pytest.raises(ValueError, match=rf"checkpoint file is of another model: {message}.*--pretrained"):
+        load_weights(model, {"model": source.state_dict()}, "file")
+    assert torch.equal(model.weight, before)

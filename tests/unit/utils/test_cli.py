@@ -1,0 +1,100 @@
+"""Flags of the mains, and errors as one line."""
+import pytest
+
+from config import load_config
+from utils.cli import parse_arguments, run
+
+
+def config_of(*words):
+    _, opts = parse_arguments("", ["--cfg", "recipe.yaml", *words])
+    return load_config(opts=opts)
+
+
+@pytest.mark.parametrize(("words", "section", "key", "value"), [
+    (["--batch-size", "3"], "DATA", "BATCH_SIZE", 3),
+    (["--data-path", "x y"], "DATA", "DATA_PATH", "x y"),
+    (["--resume", "a.pth"], "MODEL", "RESUME", "a.pth"),
+    (["--accumulation-steps", "2"], "TRAIN", "ACCUMULATION_STEPS", 2),
+    (["--accumulation-steps", "0", "--opts", "TRAIN.ACCUMULATION_STEPS", "4"], "TRAIN", "ACCUMULATION_STEPS", 0),
+    (["--use-checkpoint"], "TRAIN", "USE_CHECKPOINT", True),
+    (["--pretrained", "p.pth"], None, "PRETRAINED", "p.pth"),
+    (["--amp-opt-level", "O0"], None, "AMP_OPT_LEVEL", "O0"),
+    (["--output", "o"], None, "OUTPUT", "o"),
+    (["--tag", "2024-01-31"], None, "TAG", "2024-01-31"),
+    (["--eval"], None, "EVAL_MODE", True),
+    (["--throughput"], None, "THROUGHPUT_MODE", True),
+    (["--local_rank", "1"], None, "LOCAL_RANK", 1),
+    (["--local-rank", "1"], None, "LOCAL_RANK", 1),
+    (["--opts", "SEED", "7"], None, "SEED", 7),
+    (["--batch-size", "3", "--opts", "DATA.BATCH_SIZE", "5"], "DATA", "BATCH_SIZE", 3),
+])
+def test_flag_sets_its_key(words, section, key, value):
+    config = config_of(*words)
+    assert (config[section] if section else config)[key] == value
+
+
+def test_flags_that_are_not_given_leave_the_config_alone():
+    assert parse_arguments("", ["--cfg", "recipe.yaml"]) == ("recipe.yaml", [])
+
+
+def test_batch_size_of_zero_is_not_ignored():
+    """The official code drops falsy values (quirk 52)."""
+    with pytest.raises(ValueError, match=r"DATA\.BATCH_SIZE=0 is out of range"):
+        config_of("--batch-size", "0")
+
+
+def test_unknown_level_lists_the_valid_ones(capsys):
+    with pytest.raises(SystemExit):
+        config_of("--amp-opt-level", "O3")
+    assert "O0" in capsys.readouterr().err
+
+
+def outcome(main, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), FileNotFoundError("two lines"), PermissionError("two lines")])
+def test_error_of_the_user_becomes_one_line(capsys, monkeypatch, error):
+    monkeypatch.delenv("SIMMIM_TRACEBACK", raising=False)
+
+    def main():
+        raise error
+
+    assert outcome(main, capsys) == (2, "error: two lines\n")
+
+
+def test_error_of_a_worker_is_shown_without_its_traceback(capsys, monkeypatch):
+    monkeypatch.delenv("SIMMIM_TRACEBACK", raising=False)
+
+    def main():
+        raise ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                         "  File ...\nValueError: a.png can't be read: x: y")
+
+    assert outcome(main, capsys) == (2, "error: a.png can't be read: x: y\n")
+
+
+def test_error_of_the_program_keeps_its_traceback():
+    def main():
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        run(main)
+
+
+def test_error_keeps_its_traceback_when_asked_for(monkeypatch):
+    monkeypatch.setenv("SIMMIM_TRACEBACK", "1")
+
+    def main():
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        run(main)
+
+
+def test_end_without_error_is_code_0_and_interruption_130(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert outcome(lambda: None, capsys)[0] == 0 and outcome(interrupted, capsys)[0] == 130
