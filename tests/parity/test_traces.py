@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from config import load_config
+from engine import Updater
 from lr_scheduler import build_scheduler
 from models import build_model
 from optimizer import build_optimizer
+from utils.precision import NativePrecision
 
 from .recorded import case_names, load_json, load_npz, names_of_groups, opts_of, tensors
 
@@ -33,10 +35,27 @@ def loss_of(model, batch, patch_size, is_pretrain):
     return F.cross_entropy(model(batch["images"]), batch["soft_targets"])
 
 
-@pytest.fixture(scope="module", params=case_names("trace"))
+def plain_step(model, optimizer, clip, compute_loss):
+    """What a textbook would write."""
+    optimizer.zero_grad()
+    loss = compute_loss(model)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss, norm
+
+
+def engine_step(model, optimizer, clip, compute_loss):
+    """The update path of the training loop."""
+    return Updater(model, optimizer, NativePrecision(torch.device("cpu"), None), clip).update([compute_loss])
+
+
+@pytest.fixture(scope="module", params=[(case, step) for case in case_names("trace") for step in (plain_step, engine_step)],
+                ids=lambda case_and_step: f"{case_and_step[0]}-{case_and_step[1].__name__}")
 def run(request):
     """One recorded run repeated; holds what was measured at each step and the model afterwards."""
-    record, arrays = load_json(f"trace/{request.param}.json"), load_npz(f"trace/{request.param}.npz")
+    case, step = request.param
+    record, arrays = load_json(f"trace/{case}.json"), load_npz(f"trace/{case}.npz")
     data = {name: torch.from_numpy(array) for name, array in load_npz("trace/data.npz").items()}
     num_batches = len(data["images"])
     is_pretrain = record["stage"] == "pretrain"
@@ -52,13 +71,11 @@ def run(request):
     losses, norms, rates = [], [], []
     for t in range(record["steps"]):
         batch = {name: array[t % num_batches] for name, array in data.items()}
-        optimizer.zero_grad()
-        loss = loss_of(model, batch, patch_size, is_pretrain)
-        loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.TRAIN.CLIP_GRAD).item())
-        losses.append(loss.item())
         rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
+        loss, norm = step(model, optimizer, config.TRAIN.CLIP_GRAD,
+                          lambda model, batch=batch: loss_of(model, batch, patch_size, is_pretrain))
+        losses.append(loss.item())
+        norms.append(norm.item())
         scheduler.step_update(t)
     return SimpleNamespace(record=record, model=model, optimizer=optimizer, losses=losses, norms=norms, rates=rates,
                            final=tensors(arrays, "final"), final_every8=tensors(arrays, "final_every8"))
