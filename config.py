@@ -35,9 +35,9 @@ _C.DATA.NUM_WORKERS = 8                 # loader processes per training process
 _C.DATA.MASK_TYPE = "random"            # + how hidden patches are chosen; data/masks.py lists them
 _C.DATA.MASK_PATCH_SIZE = 32            # pixels: side of the square unit that is hidden or visible as a whole
 _C.DATA.MASK_RATIO = 0.6                # share of hidden units, 0 to 1, rounded up to whole units
-_C.DATA.VAL_PATH = ""                   # + folder of validation images: held-out loss in pre-training, accuracy for `folder`
+_C.DATA.VAL_PATH = ""                   # + validation images: held-out loss in pre-training, accuracy in fine-tuning
 _C.DATA.VAL_FRACTION = 0.1              # + `folder` without val/ and VAL_PATH: share of each class held out
-_C.DATA.IMAGES_PER_CLASS = 0            # + train on this many images of each class (0 = all)
+_C.DATA.IMAGES_PER_CLASS = 0            # + fine-tuning: train on this many images of each class (0 = all)
 _C.DATA.MEAN = []                       # + per channel, of pixels in [0, 1]; [] = ImageNet's for RGB, 0.5 otherwise
 _C.DATA.STD = []                        # + as MEAN
 _C.DATA.DEMO_TRAIN_PER_CLASS = 600      # + size of the drawn data set
@@ -97,7 +97,7 @@ _C.TRAIN.CLIP_GRAD = 5.0                # largest gradient norm; 0 or None = no 
 _C.TRAIN.AUTO_RESUME = True             # continue from the newest good checkpoint of the run folder
 _C.TRAIN.ACCUMULATION_STEPS = 0         # micro-batches per optimizer step (0 and 1: no accumulation)
 _C.TRAIN.USE_CHECKPOINT = False         # recompute activations in the backward pass to save memory
-_C.TRAIN.NONFINITE_LIMIT = 20           # + stop after this many steps in a row with a NaN or infinite loss or gradient
+_C.TRAIN.NONFINITE_LIMIT = 20           # + stop after this many steps in a row with a NaN or infinite gradient
 _C.TRAIN.LR_SCHEDULER = CfgNode()
 _C.TRAIN.LR_SCHEDULER.NAME = "cosine"   # cosine | linear | step | multistep
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30  # step: epochs between decays, counted from epoch 0
@@ -159,7 +159,10 @@ _CHOICES = {
     "AMP_BACKEND": ("native", "apex"),
 }
 _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
-    "TRAIN.WARMUP_LR": (0, None), "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
+    "SEED": (0, None), "LOCAL_RANK": (0, None), "MODEL.SWIN.MLP_RATIO": (1e-3, None), "MODEL.VIT.MLP_RATIO": (1e-3, None),
+    "AUG.REPROB": (0, 1), "AUG.MIXUP": (0, None), "AUG.CUTMIX": (0, None), "AUG.MIXUP_PROB": (0, 1),
+    "AUG.MIXUP_SWITCH_PROB": (0, 1), "AUG.COLOR_JITTER": (0, None), "TRAIN.WARMUP_LR": (0, None),
+    "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
     "TRAIN.OPTIMIZER.EPS": (0, None), "TRAIN.OPTIMIZER.MOMENTUM": (0, 0.9999),
     "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": (3, None),
     "DATA.BATCH_SIZE": (1, None), "DATA.NUM_WORKERS": (0, None), "DATA.MASK_PATCH_SIZE": (1, None),
@@ -279,6 +282,17 @@ def differences(config, text):
 
 # ---- loading ------------------------------------------------------------------------------------------------------
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _merge_file(config, path, given, chain):
     path = os.path.abspath(path)
     if path in chain:
@@ -288,7 +302,7 @@ def _merge_file(config, path, given, chain):
         raise FileNotFoundError(f"config file {path} does not exist{named}; the recipes are under configs/.")
     with open(path, encoding="utf-8") as file:
         try:
-            tree = yaml.safe_load(file)
+            tree = _UniqueKeys(file).get_single_data()
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     tree = {} if tree is None else tree
@@ -412,6 +426,11 @@ def _check(config):
     low_high = config.AUG.CROP_SCALE
     if not 0 < low_high[0] <= low_high[1] <= 1:
         raise ValueError(f"AUG.CROP_SCALE={low_high} must be [smallest, largest] share of the image's area, e.g. [0.08, 1.0].")
+    minmax = config.AUG.CUTMIX_MINMAX
+    if minmax is not None and not 0 < minmax[0] <= minmax[1] <= 1:
+        raise ValueError(f"AUG.CUTMIX_MINMAX={minmax} must be [smallest, largest] share of the sides, e.g. [0.2, 0.8].")
+    if not all(value > 0 for value in config.DATA.STD):
+        raise ValueError(f"DATA.STD={config.DATA.STD} must be above 0 for every channel.")
     if not all(0 <= beta < 1 for beta in config.TRAIN.OPTIMIZER.BETAS):
         raise ValueError(f"TRAIN.OPTIMIZER.BETAS={config.TRAIN.OPTIMIZER.BETAS} must lie in [0, 1), e.g. [0.9, 0.999].")
     _check_schedule(config.TRAIN)

@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,22 +20,28 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import differences, encoder_config, flatten, image_size, images_per_step, run_folder, save_config
+from config import differences, encoder_config, image_size, images_per_step, run_folder, save_config
 from logger import MetricWriter, json_line, log_to_file
 from utils import distributed
 from utils.checkpoint import (
     BEST_FILE,
+    ENCODER_FILE,
     USE_PRETRAINED,
     epoch_checkpoints,
     load_checkpoint,
     load_weights,
     newest_good_checkpoint,
+    remove_unfinished,
     save_checkpoint,
 )
 from utils.meters import Meter, peak_memory_mb
 from utils.seeding import STEP, seed_globals
 
 log = logging.getLogger("simmim.engine")
+
+# settings that say how a run starts, and so mean nothing for one that goes on
+NOT_RESUMED = {"BASE", "MODEL.RESUME", "PRETRAINED", "OUTPUT", "TAG", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
+               "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME"}
 
 
 class Updater:
@@ -120,8 +127,8 @@ class Job:
     score: str | None = None
     start_epoch: int = 0
     best: float = 0.0
+    best_epoch: int = -1
     started_from: str = ""
-    best_epoch: int = field(default=-1)
 
 
 def parallel(model, device):
@@ -132,11 +139,12 @@ def parallel(model, device):
     # buffers are indices and masks, equal everywhere; the option that says so was renamed in torch 2.15
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(model, device_ids=ids, **{name: False})
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{name: False})
 
 
 def to_device(batch, device):
-    return [tensor.to(device, non_blocking=True) for tensor in batch]
+    # on CUDA the batch is pinned and waits for the copy; elsewhere its memory may be reused while it is still read
+    return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
 
 
 # ---- starting -----------------------------------------------------------------------------------------------------
@@ -147,6 +155,7 @@ def open_run(job):
     job.metrics = MetricWriter(job.folder if distributed.rank() == 0 else None)
     if distributed.rank() == 0:
         save_config(job.config, job.folder)
+        remove_unfinished(job.folder)
 
 
 def announce(job, scaled, num_train, num_val):
@@ -211,7 +220,7 @@ def train_epoch(job, epoch):
     for i, batch in enumerate(loader):
         iteration = epoch * num_batches + i
         clock.data_arrived()
-        group.append(_loss_of(job, to_device(batch, job.device), iteration))
+        group.append(_loss_of(job, batch, iteration))
         if len(group) < size and i < num_batches - 1:
             clock.waits_for_data()
             continue
@@ -234,7 +243,7 @@ def train_epoch(job, epoch):
 def _loss_of(job, batch, iteration):
     def compute(model):
         seed_globals(job.config.SEED, STEP, iteration, distributed.rank())
-        return job.compute_loss(model, batch)
+        return job.compute_loss(model, to_device(batch, job.device))
     return compute
 
 
@@ -355,11 +364,11 @@ def throughput(model, shape, device, precision, warmup=5, rounds=30):
     images = torch.randn(shape, device=device)
     for i in range(warmup + rounds):
         if i == warmup:
-            _wait(device)
+            wait_for(device)
             begin = time.time()
         with precision.autocast():
             model(images)
-    _wait(device)
+    wait_for(device)
     return shape[0] * rounds / (time.time() - begin)
 
 
@@ -370,7 +379,8 @@ def report_throughput(model, config, device, precision):
              device, precision)
 
 
-def _wait(device):
+def wait_for(device):
+    """Until the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -436,7 +446,12 @@ def _newest_on_rank0(folder):
     if distributed.rank() == 0:
         path, content = newest_good_checkpoint(folder, log.warning)
     path = distributed.from_rank0(path)
-    return path, load_checkpoint(path) if path and content is None else content
+    if path and content is None:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"rank 0 resumes from {path}, which this machine can't see: put --output on a file system "
+                                    f"that all machines share.")
+        content = load_checkpoint(path)
+    return path, content
 
 
 def restore(job, content, path, advice=USE_PRETRAINED):
@@ -449,36 +464,52 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     _load_optimizer(job.updater.optimizer, content["optimizer"], path)
     job.updater.precision.load_state_dict(content.get("scaler"))
     job.start_epoch = content["epoch"] + 1
-    job.scheduler.load_state_dict({"last_update": job.start_epoch * len(job.loader) - 1})
-    job.best, job.best_epoch = content.get("max_accuracy", 0.0), content.get("best_epoch", -1)
+    last = job.start_epoch * len(job.loader) - 1
+    then = content.get("lr_scheduler", {}).get("last_update", last)
+    if then != last:
+        log.info("an epoch has %d iterations now, not %d: the schedule goes on at the start of epoch %d", len(job.loader),
+                 (then + 1) // job.start_epoch, job.start_epoch)
+    job.scheduler.load_state_dict({"last_update": last})
+    job.best = content.get("max_accuracy", 0.0)
+    job.best_epoch = content.get("best_epoch", content["epoch"] if job.best else -1)  # official files have no best_epoch
     job.started_from = job.started_from or content.get("started_from", "")
     log.info("resumed from %s: epoch %d is done, going on with epoch %d", path, content["epoch"], job.start_epoch)
     if isinstance(content.get("config"), str):
-        for key, (then, now) in differences(job.config, content["config"]).items():
-            if key in flatten(job.config) and key not in ("MODEL.RESUME", "OUTPUT", "TAG"):
+        changed = differences(job.config, content["config"])
+        if "PRETRAINED" in changed:
+            log.warning("--pretrained %s is not used: the weights come from %s. Use another --tag to start anew",
+                        changed["PRETRAINED"][1] or "(none)", path)
+        for key, (then, now) in changed.items():
+            if key not in NOT_RESUMED:
                 log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
 
 
 def _load_optimizer(optimizer, state, path):
     """Moments and step counts from the file; rates, decay and other settings from the present config."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = state["param_groups"]
+    if len(groups) == len(own):  # settings go in first: torch places the step counts by them
+        groups = [{**group, **settings} for group, settings in zip(groups, own, strict=True)]
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict({**state, "param_groups": groups})
     except ValueError as error:
         raise ValueError(f"the optimizer of {path} does not fit this run ({error}). Use the config it was made with, or start "
                          f"from its weights with --pretrained.") from error
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
 
 
 def _refuse_overwriting(job, resumed):
-    later = [path for epoch, path in epoch_checkpoints(job.folder).items() if epoch >= job.start_epoch]
-    if later and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one
-        raise ValueError(f"none of the checkpoints in {job.folder} can be read ({later[-1].name} is the newest), and starting "
-                         f"anew would write over them: move them away, or use another --tag.")
-    if later:
-        what = f"continuing from {resumed}" if resumed else "starting anew"
-        raise ValueError(
-            f"{job.folder} already holds {later[-1].name}, and {what} at epoch {job.start_epoch} would write over it. Use "
-            f"another --tag or --output, move these checkpoints away, or continue the run with TRAIN.AUTO_RESUME True and "
-            f"without --resume.")
+    """A run may write over nothing it does not continue: not over later checkpoints, nor beside those of another run."""
+    folder = Path(job.folder)
+    epochs = epoch_checkpoints(folder)
+    other_run = not resumed or Path(resumed).parent != Path(os.path.abspath(folder))
+    there = [path for path in (folder / BEST_FILE, folder / ENCODER_FILE) if other_run and path.exists()]
+    there += [path for epoch, path in epochs.items() if other_run or epoch >= job.start_epoch]
+    if not there:
+        return
+    if epochs and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one
+        raise ValueError(f"none of the checkpoints in {folder} can be read ({there[-1].name} is the newest), and starting anew "
+                         f"would write over them: move them away, or use another --tag.")
+    what = f"continuing from {resumed}" if resumed else "starting anew"
+    raise ValueError(f"{folder} already holds {there[-1].name}, and {what} at epoch {job.start_epoch} would write over it or "
+                     f"mix two runs. Use another --tag or --output, move the files away, or continue the run with "
+                     f"TRAIN.AUTO_RESUME True and without --resume.")

@@ -51,7 +51,7 @@ def evaluate_only(model, config, device, precision):
     """Held-out reconstruction loss of a checkpoint."""
     if not config.MODEL.RESUME and not config.PRETRAINED:
         raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")
-    loaders = build_loader(config, is_pretrain=True)
+    loaders = build_loader(config, is_pretrain=True, train=False)
     if loaders.val is None:
         raise ValueError("--eval of a pre-training model needs held-out images: pass --opts DATA.VAL_PATH <folder>.")
     if config.MODEL.RESUME:

@@ -68,7 +68,8 @@ def _adamw(groups, settings):
 
 def _sgd(groups, settings):
     # not fused: a first step that is skipped would leave the fused kernel's momentum uninitialised
-    return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=settings.MOMENTUM, nesterov=True)
+    return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=settings.MOMENTUM,
+                           nesterov=settings.MOMENTUM > 0)
 
 
 def _fused_adam(groups, settings):

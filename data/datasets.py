@@ -146,7 +146,8 @@ def labelled_samples(root, names, flag=DATA_FLAG):
     if unknown:
         raise ValueError(f"{root} has class folders that the training data has not: {', '.join(unknown[:5])}"
                          f"{', ...' if len(unknown) > 5 else ''}. Both need the same classes.")
-    return [(path, names.index(name)) for name in own for path in sorted(_walk(root / name))]
+    labels = {name: label for label, name in enumerate(names)}
+    return [(path, labels[name]) for name in own for path in sorted(_walk(root / name))]
 
 
 def per_class_subset(samples, number, seed):

@@ -103,7 +103,7 @@ def build_loader(config, is_pretrain, train=True):
     Returns: Loaders.
     Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
     """
-    return _pretrain_loaders(config) if is_pretrain else _finetune_loaders(config, train)
+    return (_pretrain_loaders if is_pretrain else _finetune_loaders)(config, train)
 
 
 def build_mask_generator(config):
@@ -122,14 +122,34 @@ def build_mixup(config, num_classes):
                  num_classes=num_classes)
 
 
-def _pretrain_loaders(config):
+def _pretrain_loaders(config, train):
+    if config.DATA.IMAGES_PER_CLASS:
+        raise ValueError(f"DATA.IMAGES_PER_CLASS={config.DATA.IMAGES_PER_CLASS} is for fine-tuning: pre-training reads no "
+                         f"classes. Leave it at 0.")
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config)
     masks, mode = build_mask_generator(config), pil_mode(config)
+
+    def plain(samples):
+        return MaskedImageDataset(samples, heldout_transform(config), masks, mode, config.SEED)
+
+    held_out = plain(unlabelled_samples(val_folder, VAL_FLAG)) if val_folder else None
+    val = _eval_loader(config, held_out) if held_out else None
+    if not train:
+        return Loaders(None, val, pictures=held_out)
+    _warn_of_val_inside(train_folder, val_folder)
     samples = unlabelled_samples(train_folder)
-    train = MaskedImageDataset(samples, pretrain_transform(config), masks, mode, config.SEED)
-    held_out = unlabelled_samples(val_folder, VAL_FLAG) if val_folder else samples
-    plain = MaskedImageDataset(held_out, heldout_transform(config), masks, mode, config.SEED)
-    return Loaders(_train_loader(config, train), _eval_loader(config, plain) if val_folder else None, pictures=plain)
+    dataset = MaskedImageDataset(samples, pretrain_transform(config), masks, mode, config.SEED)
+    return Loaders(_train_loader(config, dataset), val, pictures=held_out or plain(samples))
+
+
+def _warn_of_val_inside(train_folder, val_folder):
+    """Pre-training reads every image below its folder: say so where validation images are among them."""
+    root = require_folder(train_folder)
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        log.warning("%s holds train/ and val/, and pre-training reads both: use --data-path %s to keep the validation images "
+                    "out", root, root / "train")
+    elif val_folder and root.resolve() in (Path(val_folder).resolve(), *Path(val_folder).resolve().parents):
+        log.warning("DATA.VAL_PATH %s lies inside the training folder %s: its images are trained on as well", val_folder, root)
 
 
 def _finetune_loaders(config, train):
@@ -139,6 +159,9 @@ def _finetune_loaders(config, train):
     val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED))
     if not train:
         return Loaders(None, val, classes)
+    if len(classes) < 2:
+        raise ValueError(f"the training data has one class, {classes[0]}: fine-tuning needs a folder for each of several "
+                         f"classes. Check --data-path and DATA.DATASET.")
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
     dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED)
     return Loaders(_train_loader(config, dataset), val, classes)
@@ -148,10 +171,6 @@ def _finetune_loaders(config, train):
 
 def _own_folder(config):
     """Pre-training reads every image below DATA_PATH, so that ImageNet's `train` folder and a flat folder both work."""
-    root = require_folder(config.DATA.DATA_PATH)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        log.warning("%s holds train/ and val/, and pre-training reads both: use --data-path %s to keep the validation images "
-                    "out", root, root / "train")
     return config.DATA.DATA_PATH, config.DATA.VAL_PATH
 
 
@@ -177,16 +196,17 @@ def _imagenet_samples(config, train):
 def _folder_samples(config, train):
     """Any labelled tree: train/ and val/ inside DATA_PATH, or VAL_PATH, or a share of each class held out."""
     root = require_folder(config.DATA.DATA_PATH)
-    if config.DATA.VAL_PATH or ((root / "train").is_dir() and (root / "val").is_dir()):
-        train_root = root / "train" if (root / "train").is_dir() else root
-        classes = class_names(train_root)
-        val, flag = (config.DATA.VAL_PATH, VAL_FLAG) if config.DATA.VAL_PATH else (root / "val", DATA_FLAG)
-        return labelled_samples(train_root, classes), labelled_samples(val, classes, flag), classes
-    classes = class_names(root)
+    train_root = root / "train" if (root / "train").is_dir() else root
+    classes = class_names(train_root)
+    samples = labelled_samples(train_root, classes)
+    if config.DATA.VAL_PATH:
+        return samples, labelled_samples(config.DATA.VAL_PATH, classes, VAL_FLAG), classes
+    if train_root != root and (root / "val").is_dir():
+        return samples, labelled_samples(root / "val", classes), classes
     if not config.DATA.VAL_FRACTION:
-        raise ValueError(f"{root} has no train/ and val/ and DATA.VAL_FRACTION is 0: there is nothing to validate on. "
+        raise ValueError(f"{root} has no val/ and DATA.VAL_FRACTION is 0: there is nothing to validate on. "
                          f"Give DATA.VAL_PATH, or a DATA.VAL_FRACTION such as 0.1.")
-    kept, held_out = split_per_class(labelled_samples(root, classes), config.DATA.VAL_FRACTION, config.SEED)
+    kept, held_out = split_per_class(samples, config.DATA.VAL_FRACTION, config.SEED)
     if not held_out:
         raise ValueError(f"{root} has one image in each class: none can be held out. Give DATA.VAL_PATH.")
     return kept, held_out, classes
@@ -195,7 +215,8 @@ def _folder_samples(config, train):
 def _demo_samples(config, train):
     root = _draw_demo(config)
     classes = class_names(root / "train")
-    return labelled_samples(root / "train", classes), labelled_samples(root / "val", classes), classes
+    val, flag = (config.DATA.VAL_PATH, VAL_FLAG) if config.DATA.VAL_PATH else (root / "val", DATA_FLAG)
+    return labelled_samples(root / "train", classes), labelled_samples(val, classes, flag), classes
 
 
 def _draw_demo(config):
@@ -216,18 +237,19 @@ def _train_loader(config, dataset):
     if not sampler.num_batches:
         raise ValueError(f"{len(dataset)} training images do not fill one batch of {config.DATA.BATCH_SIZE} x {world_size} "
                          f"processes. Use a smaller --batch-size (at most {max(len(dataset) // world_size, 1)}).")
-    return _loader(config, dataset, sampler)
+    return _loader(config, dataset, sampler, persistent=True)
 
 
 def _eval_loader(config, dataset):
-    return _loader(config, dataset, EvalSampler(len(dataset), distributed.rank(), distributed.world_size()))
+    sampler = EvalSampler(len(dataset), distributed.rank(), distributed.world_size())
+    return _loader(config, dataset, sampler, persistent=False)  # idle workers would double the memory of training
 
 
-def _loader(config, dataset, sampler):
+def _loader(config, dataset, sampler, persistent):
     workers = config.DATA.NUM_WORKERS
     return DataLoader(
         dataset, sampler=sampler, batch_size=config.DATA.BATCH_SIZE, num_workers=workers,
-        pin_memory=config.DATA.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=workers > 0,
+        pin_memory=config.DATA.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=persistent and workers > 0,
         worker_init_fn=_one_thread)
 
 

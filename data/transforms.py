@@ -45,16 +45,25 @@ def finetune_transform(config):
     if policy and len(mean) > 3:
         raise ValueError(f"AUG.AUTO_AUGMENT={policy} works on grey and RGB images, not on the {len(mean)} channels of MODEL."
                          f"{config.MODEL.TYPE.upper()}.IN_CHANS. Use --opts AUG.AUTO_AUGMENT none.")
-    transform = create_transform(
-        input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None,
-        auto_augment=policy, re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT,
-        interpolation=config.DATA.INTERPOLATION, mean=mean, std=std)
+    try:
+        transform = _timm_transform(config, policy, mean, std)
+    except AssertionError as error:  # how timm answers an unknown policy
+        raise ValueError(f"AUG.AUTO_AUGMENT={policy!r} is no policy that timm knows, e.g. rand-m9-mstd0.5-inc1, original, "
+                         f"augmix-m5-w4-d2; none switches it off.") from error
     _allow_zero_bits(transform)
     if max(size) <= 32:
         transform.transforms[0] = transforms.Compose([
             transforms.Resize(size, interpolation=InterpolationMode(config.DATA.INTERPOLATION)),
             transforms.RandomCrop(size, padding=4)])
     return transform
+
+
+def _timm_transform(config, policy, mean, std):
+    size, aug = image_size(config), config.AUG
+    return create_transform(
+        input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None,
+        auto_augment=policy, re_prob=aug.REPROB, re_mode=aug.REMODE, re_count=aug.RECOUNT,
+        interpolation=config.DATA.INTERPOLATION, mean=mean, std=std)
 
 
 def _allow_zero_bits(transform):

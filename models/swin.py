@@ -147,7 +147,7 @@ class PatchMerging(nn.Module):
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, dim)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # order of the four: column, then row
-        return self.reduction(self.norm(x))
+        return self.reduction(self.norm(x)).to(self.norm.weight.dtype)  # the residual stream keeps the parameters' precision
 
 
 class SwinStage(nn.Module):
@@ -222,7 +222,7 @@ class SwinTransformer(Encoder):
 
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> (B, H/stride, W/stride, num_features), normalised."""
-        x = self.patch_embed(images)
+        x = self.patch_embed(images).to(self.norm.weight.dtype)
         if mask is not None:
             if not hasattr(self, "mask_token"):
                 raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from config import encoder_config, image_size, load_config  # noqa: E402
 from data.loader import build_mask_generator  # noqa: E402
-from engine import Updater  # noqa: E402
+from engine import Updater, wait_for  # noqa: E402
 from models import build_model  # noqa: E402
 from optimizer import build_optimizer  # noqa: E402
 from utils import distributed  # noqa: E402
@@ -37,6 +37,8 @@ def main():
     step.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings for all of them")
     step.add_argument("--batch-size", type=int, help="images a step (default: each recipe's DATA.BATCH_SIZE)")
     step.add_argument("--amp-opt-level", choices=("O0", "O1", "O2"), help="default: each recipe's")
+    step.add_argument("--stage", choices=("auto", "pretrain", "finetune"), default="auto",
+                      help="what to train; auto: fine-tuning where MODEL.NAME says finetune")
     step.add_argument("--rounds", type=int, default=20, help="timed steps of each (default: %(default)s)")
     step.add_argument("--warmup", type=int, default=3, help="untimed steps of each (default: %(default)s)")
     step.add_argument("--json", metavar="FILE", help="also write the figures to a file")
@@ -53,8 +55,9 @@ class Candidate:
         self.name, self.config = Path(path).stem, load_config(path, opts)
         config = self.config
         self.device = device
-        self.is_pretrain = "pretrain" in config.MODEL.NAME
+        self.is_pretrain = args.stage == "pretrain" or (args.stage == "auto" and "finetune" not in config.MODEL.NAME)
         seed_globals(config.SEED)
+        start = self._allocated()
         model = build_model(config, is_pretrain=self.is_pretrain).to(device).train()
         precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
         model, optimizer = precision.prepare(model, build_optimizer(config, model, self.is_pretrain))
@@ -63,6 +66,7 @@ class Candidate:
         size = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
         self.images = torch.randn(size, device=device)
         self.compute_loss = self._masked() if self.is_pretrain else self._classified()
+        self.own, self.first = self._allocated() - start, True
         self.seconds, self.memory = [], 0.0
 
     def _masked(self):
@@ -76,16 +80,26 @@ class Candidate:
 
     def step(self):
         """One training step; returns its seconds, waiting for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
+        wait_for(self.device)
+        before = self._allocated(reset=True)
         begin = time.perf_counter()
         self.updater.update([self.compute_loss])
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         seconds = time.perf_counter() - begin
-        self.memory = max(self.memory, peak_memory_mb(self.device))
+        # on a GPU the other recipes' weights are resident too: count what this one owns and what its step adds
+        self.memory = max(self.memory, self.own + peak_memory_mb(self.device) - before)
+        if self.first:
+            self.own += self._allocated() - before  # optimizer state appears with the first step
+            self.first = False
         return seconds
+
+    def _allocated(self, reset=False):
+        """MB allocated on a GPU now, 0 elsewhere (where the peak is the process's)."""
+        if self.device.type != "cuda":
+            return 0.0
+        if reset:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device) / 2 ** 20
 
 
 def benchmark_step(args):

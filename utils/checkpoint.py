@@ -1,4 +1,5 @@
 """Checkpoint files: written atomically, read without ever running code from them."""
+import errno
 import hashlib
 import os
 import re
@@ -34,9 +35,17 @@ def save_checkpoint(path, state):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # how torch reports that a write failed
+            raise OSError(f"{path} could not be written (is the disk full?): {error}") from error
         raise
+
+
+def remove_unfinished(folder):
+    """Remove what a killed process left of a checkpoint it was writing."""
+    for path in Path(folder).glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def load_checkpoint(source):
@@ -49,11 +58,14 @@ def load_checkpoint(source):
     """
     path = _download(source) if urlparse(str(source)).scheme in ("http", "https") else Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist.")
+        raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth file.")
     try:
         with torch.serialization.safe_globals(PLAIN_DATA):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, end of file
+        unreachable = isinstance(error, OSError) and error.errno != errno.EINVAL  # EINVAL: a seek in a cut file
+        if unreachable or isinstance(error, MemoryError):
+            raise  # the file may be fine: nothing to conclude about it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint: broken, or holding more than plain data ({reason}).") from error
     if not isinstance(content, dict):

@@ -3,6 +3,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 
 from utils import distributed
 
@@ -50,20 +51,26 @@ def run(main):
 
     The full traceback goes to the log file of a run that has begun, or to the console with SIMMIM_TRACEBACK=1.
     """
-    code = 0
     try:
         main()
-    except (ValueError, OSError) as error:
-        logging.getLogger("simmim").debug("stopped by an error", exc_info=True)
-        if os.environ.get("SIMMIM_TRACEBACK"):
-            raise
-        where = f"[rank {distributed.rank()}] " if distributed.is_parallel() else ""
-        print(f"{where}error: {_one_line(error)}", file=sys.stderr, flush=True)
-        code = 2
+        distributed.stop()
+        code = 0
     except KeyboardInterrupt:
         code = 130
-    finally:
-        distributed.stop()
+    except Exception as error:
+        logging.getLogger("simmim").debug("stopped by an error", exc_info=True)
+        code = 2 if isinstance(error, (ValueError, OSError)) else 1
+        if os.environ.get("SIMMIM_TRACEBACK") or (code == 1 and not distributed.is_lost_peer(error)):
+            traceback.print_exc()
+        else:
+            where = f"[rank {distributed.rank()}] " if distributed.is_parallel() else ""
+            lost = "" if code == 2 else "another process ended first, its error says why: "
+            print(f"{where}error: {lost}{_one_line(error)}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and distributed.is_parallel():
+        logging.shutdown()
+        os._exit(code)  # leaving the process group properly would wait for the others, who wait for this one
     sys.exit(code)
 
 
@@ -71,5 +78,6 @@ def _one_line(error):
     """The message; of an error in a loader process only the error itself, not its traceback."""
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+        last = text.splitlines()[-1]
+        text = last.partition(": ")[2] or last
+    return " ".join(text.split()) or type(error).__name__

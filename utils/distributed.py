@@ -23,6 +23,8 @@ def start(local_rank=0, timeout_minutes=30):
         if missing:
             raise ValueError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start several processes with torchrun, or "
                              f"unset WORLD_SIZE to run one.")
+        if device.type == "mps" and int(os.environ["WORLD_SIZE"]) > 1:
+            raise ValueError("several processes can't share the GPU of a Mac: start one with plain python.")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     return device
@@ -42,6 +44,13 @@ def stop():
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_lost_peer(error):
+    """Whether a collective operation failed because another process went away."""
+    lost = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "remote process exited", "Socket closed")
+    return isinstance(error, RuntimeError) and is_parallel() and (
+        isinstance(error, dist.DistError) or any(words in str(error) for words in lost))
 
 
 def is_parallel():

@@ -1,6 +1,5 @@
 """Averages that stay on the device until they are printed."""
 import math
-import resource
 import sys
 
 import torch
@@ -27,8 +26,12 @@ class Meter:
 
 
 def peak_memory_mb(device):
-    """Peak memory in MB: allocated on a GPU, resident of this process elsewhere."""
+    """Peak memory in MB: allocated on a GPU, resident of this process elsewhere; NaN where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2 ** 20 if sys.platform == "darwin" else peak / 2 ** 10  # macOS counts bytes, Linux KB

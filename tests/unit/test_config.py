@@ -317,3 +317,10 @@ def test_differences_lists_what_changed_since_a_config_was_saved():
     stored = load_config(opts=["SEED", 1, "DATA.IMG_SIZE", 448]).dump()
     now = load_config(opts=["SEED", 2, "DATA.IMG_SIZE", 448])
     assert differences(now, stored) == {"SEED": (1, 2)}
+
+
+def test_key_given_twice_in_yaml_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("TRAIN:\n  EPOCHS: 3\nDATA:\n  IMG_SIZE: 224\nTRAIN:\n  WARMUP_EPOCHS: 1\n")
+    with pytest.raises(ValueError, match="TRAIN is given twice"):
+        load_config(path)

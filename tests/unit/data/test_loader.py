@@ -214,3 +214,28 @@ def test_mixing_gives_soft_labels_that_sum_to_one(aug):
 
 def test_mixing_is_none_when_all_is_off():
     assert mixup_of() is None
+
+
+def test_folder_with_train_alone_holds_out_from_its_classes(tmp_path):
+    for name in ("ant", "bee"):
+        for i in range(4):
+            write_image(tmp_path / "train" / name / f"{i}.png")
+    settings = {"DATA.DATASET": "folder", "DATA.DATA_PATH": tmp_path, "DATA.BATCH_SIZE": 2, "DATA.NUM_WORKERS": 0}
+    loaders = build_loader(tiny_config("swin", settings), is_pretrain=False)
+    assert loaders.classes == ["ant", "bee"]
+    assert (len(loaders.train.dataset), len(loaders.val.dataset)) == (6, 2)
+
+
+def test_one_class_alone_is_refused_for_training(tmp_path):
+    for i in range(4):
+        write_image(tmp_path / "ant" / f"{i}.png")
+    settings = {"DATA.DATASET": "folder", "DATA.DATA_PATH": tmp_path, "DATA.BATCH_SIZE": 2, "DATA.NUM_WORKERS": 0}
+    with pytest.raises(ValueError, match="one class, ant"):
+        build_loader(tiny_config("swin", settings), is_pretrain=False)
+
+
+def test_heldout_evaluation_needs_no_training_images(tmp_path):
+    write_image(tmp_path / "val" / "0.png")
+    settings = {"DATA.VAL_PATH": tmp_path / "val", "DATA.BATCH_SIZE": 2, "DATA.NUM_WORKERS": 0}
+    loaders = build_loader(tiny_config("swin", settings), is_pretrain=True, train=False)
+    assert loaders.train is None and len(loaders.val.dataset) == 1

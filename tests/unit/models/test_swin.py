@@ -203,3 +203,12 @@ def test_encoder_without_mask_token_refuses_a_mask():
     model = SwinTransformer((32, 64), 4, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4)
     with pytest.raises(ValueError, match="without a mask token"):
         model(random_images(2), torch.zeros(2, 8, 16))
+
+
+def test_residual_stream_keeps_full_precision_under_autocast():
+    model, seen = tiny_model("swin").encoder, []
+    for stage in model.layers:
+        stage.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(random_images())
+    assert seen == [torch.float32, torch.float32]

@@ -49,7 +49,8 @@ def test_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         raise error
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(type(error)):
+    raised = OSError if isinstance(error, RuntimeError) else type(error)  # torch reports a full disk as RuntimeError
+    with pytest.raises(raised):
         save_checkpoint(path, {"epoch": 4})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 

@@ -1,0 +1,24 @@
+"""Resuming: what a checkpoint brings and what the present config decides."""
+import torch
+
+from engine import _load_optimizer
+
+
+def optimizer(fused):
+    weight = torch.nn.Parameter(torch.ones(3))
+    made = torch.optim.AdamW([{"params": [weight], "lr": 0.5, "weight_decay": 0.1}], fused=fused)
+    weight.grad = torch.ones(3)
+    return made
+
+
+def test_settings_of_the_optimizer_stay_those_of_the_config_when_its_state_is_loaded():
+    old, new = optimizer(fused=False), optimizer(fused=True)
+    old.step()
+    state = old.state_dict()
+    state["param_groups"][0].update(lr=9.0, weight_decay=9.0)
+    state["param_groups"][0].pop("fused")  # an official file does not have it
+    _load_optimizer(new, state, "a file")
+    group = new.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["fused"]) == (0.5, 0.1, True)
+    assert int(new.state[group["params"][0]]["step"]) == 1
+    new.step()
