@@ -1,6 +1,6 @@
 """The whole pipeline on drawn images: pre-train, look, fine-tune with and without pre-training, evaluate.
 
-  python tools/demo.py            about 6 minutes on 2 CPU cores; nothing is downloaded
+  python tools/demo.py            6 to 9 minutes on 2 CPU cores; nothing is downloaded
   python tools/demo.py --vit      the same with a small ViT
 
 Every step is one of the repository's own commands and is printed before it runs. Starting it again continues where it
@@ -8,6 +8,7 @@ stopped; --fresh begins anew.
 """
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ def main():
                                                                                       f"{encoder}__scratch"])):
             for tag in tags:
                 shutil.rmtree(ROOT / folder_of(recipe, args, tag), ignore_errors=True)
+    os.chdir(ROOT)  # paths are relative to the repository, from wherever this is started
     begin = time.time()
     pretrained = folder_of(recipes["pretrain"], args, encoder)
     step("Pre-training with SimMIM: 60 % of each image is hidden, the model regresses its pixels",
@@ -83,7 +85,7 @@ def newest_checkpoint(folder):
 
 
 def report(accuracies, evaluated, checkpoint, pretrained, seconds):
-    pictures = sorted((ROOT / pretrained / "reconstructions").glob("*.png"))
+    pictures = sorted(Path(pretrained, "reconstructions").glob("*.png"))  # relative: main() works in the repository
     lead = accuracies["pretrained"] - accuracies["scratch"]
     same = "the same" if evaluated == accuracies["pretrained"] else "DIFFERENT"
     verdict = "pre-training won" if lead > 0 else "pre-training did NOT win" if lead < 0 else "a draw"
@@ -93,7 +95,7 @@ top-1 on the validation images (chance: 10 %)
   fine-tuned from the SimMIM encoder  {accuracies['pretrained']:6.2f} %
   trained from scratch                {accuracies['scratch']:6.2f} %     {verdict} by {abs(lead):.2f} points
   saved model, evaluated again        {evaluated:6.2f} %     {same}
-reconstructions: {pictures[-1].relative_to(ROOT) if pictures else 'none drawn'}
+reconstructions: {pictures[-1] if pictures else 'none drawn'}
 checkpoint:      {checkpoint}
 curves:          tensorboard --logdir {Path(pretrained).parents[0].parent}""")
 
