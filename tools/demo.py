@@ -1,6 +1,6 @@
 """The whole pipeline on drawn images: pre-train, look, fine-tune with and without pre-training, evaluate.
 
-  python tools/demo.py            6 to 9 minutes on 2 CPU cores; nothing is downloaded
+  python tools/demo.py            about 7 minutes on 2 CPU cores; nothing is downloaded
   python tools/demo.py --vit      the same with a small ViT
 
 Every step is one of the repository's own commands and is printed before it runs. Starting it again continues where it
