@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from config import check_finetuning, check_pretraining, load_config
+from config import check_finetuning, check_pretraining, flatten, load_config
 
 from .helpers import opts_of
 
@@ -161,4 +161,4 @@ def test_value_out_of_range_is_refused(key, value):
 @pytest.mark.parametrize(("key", "value"), [("DATA.MASK_RATIO", 0), ("DATA.MASK_RATIO", 1), ("TRAIN.LAYER_DECAY", 1),
                                             ("TRAIN.CLIP_GRAD", 0), ("DATA.NUM_WORKERS", 0), ("TRAIN.WARMUP_EPOCHS", 0)])
 def test_value_at_the_border_of_its_range_is_accepted(key, value):
-    load_config(opts=[key, value])
+    assert flatten(load_config(opts=[key, value]))[key] == value
