@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # what a stream is for; the numbers separate streams that share all other keys
-AUGMENT, MASK, STEP, SHUFFLE, SUBSET, PICTURE = range(6)
+AUGMENT, MASK, STEP, SHUFFLE, SUBSET = range(5)
 
 
 def rng_for(*keys):
