@@ -1,4 +1,7 @@
 """From a config to a model. The dict literals below are all there is to registration."""
+import torch
+from torch import nn
+
 from config import check_pretraining, image_size
 from models.simmim import build_simmim
 from models.swin import build_swin
@@ -21,12 +24,42 @@ def build_model(config, is_pretrain=True):
     Args:
         config: from load_config.
         is_pretrain: a pre-training method around an encoder, or an encoder with a classification head.
-    Returns: nn.Module; its contract is in docs/architecture.md.
+    Returns: nn.Module; its contract is in docs/architecture.md. Under `with torch.device("meta")` it has sizes but no memory
+        (and can be given some by `materialize`).
     Raises: ValueError on an unknown MODEL.TYPE or MODEL.METHOD, or a mask that does not fit.
     """
-    if not is_pretrain:
-        return build_encoder(config, config.MODEL.NUM_CLASSES, is_pretrain=False)
-    method = pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
-    encoder = build_encoder(config, num_classes=0, is_pretrain=True)
-    check_pretraining(config)
-    return method(config, encoder)
+    with torch.device("meta"):
+        if is_pretrain:
+            method = pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
+            encoder = build_encoder(config, num_classes=0, is_pretrain=True)
+            check_pretraining(config)
+            model = method(config, encoder)
+        else:
+            model = build_encoder(config, config.MODEL.NUM_CLASSES, is_pretrain=False)
+    return model if torch.get_default_device().type == "meta" else materialize(model)
+
+
+def materialize(model, finished=None):
+    """Give a model from the meta device memory and initial weights, one module at a time.
+
+    The modules come in the order of `named_modules` and draw from torch's global generator, so that the weights depend on
+    its seed only: they are the same whether or not `finished` moves or shards modules on the way.
+
+    Args:
+        model: an Encoder or a method, see `init_module` there.
+        finished: called with every module once its weights and those of all its children are there.
+    Returns: the model.
+    """
+    def fill(name, module):
+        for own, parameter in module.named_parameters(recurse=False):
+            # NaN, so that a parameter that init_module forgets can't go unnoticed
+            memory = torch.full_like(parameter, float("nan"), device=torch.get_default_device())
+            module.register_parameter(own, nn.Parameter(memory, requires_grad=parameter.requires_grad))
+        model.init_module(name, module)
+        for own, child in module.named_children():
+            fill(f"{name}.{own}" if name else own, child)
+        if finished is not None:
+            finished(module)
+
+    fill("", model)
+    return model

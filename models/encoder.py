@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-REBUILT_BUFFERS = ("relative_position_index", "attn_mask")  # follow from the sizes; a loader leaves them to the model
+# follow from the sizes; a loader leaves them to the model
+REBUILT_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 
 
 class Encoder(nn.Module):
@@ -12,7 +13,8 @@ class Encoder(nn.Module):
     An encoder knows no objective. With `num_classes` it owns a linear head as well, so that one class serves
     pre-training (`encoder.*` inside a method) and classification (the same names at the root), as in official files.
 
-    Subclasses set the facts below and define `forward_map`, `forward_pooled`, `layer_id` and `resize_state_dict`.
+    Subclasses set the facts below and define `forward_map`, `forward_pooled`, `layer_id`, `init_module`, `units` and
+    `resize_state_dict`. Their constructors end with `self.init_weights()`.
 
     Attributes:
         patch_size: pixels per side of a token at the input; masks live on this grid.
@@ -40,6 +42,21 @@ class Encoder(nn.Module):
     def layer_id(self, name):
         """Depth of a parameter: 0 = embedding, i + 1 = block i, num_layers + 1 = what follows the blocks."""
         raise NotImplementedError(f"{type(self).__name__} must define layer_id")
+
+    def init_module(self, name, module):
+        """Fill the parameters that `module`, named `name` in this encoder, holds itself (not those of its children)."""
+        raise NotImplementedError(f"{type(self).__name__} must define init_module")
+
+    def init_weights(self):
+        for name, module in self.named_modules():
+            self.init_module(name, module)
+
+    def units(self):
+        """The modules, in order, that are gathered and released one at a time when the parameters are sharded.
+
+        They are called as modules, and together they hold most of the parameters.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define units")
 
     def resize_state_dict(self, state_dict):
         """Bring position tables of a state dict (this encoder's names, any grid) to this encoder's grid.

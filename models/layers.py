@@ -62,6 +62,15 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(images).permute(0, 2, 3, 1))  # (B, h, w, dim)
 
 
+def stream_dtype(parameter):
+    """Number format of the residual stream: that of the parameters, and at least fp32 under autocast.
+
+    Sums over many blocks need the precision. Parameters themselves may be bfloat16 there, when they are sharded.
+    """
+    mixed = torch.is_autocast_enabled(parameter.device.type)
+    return torch.promote_types(parameter.dtype, torch.float32) if mixed else parameter.dtype
+
+
 def hide_tokens(tokens, mask, mask_token):
     """Put the mask token where the mask is True.
 
@@ -93,20 +102,21 @@ def lift_mask(mask, size):
     return mask.repeat_interleave(size[0] // height, dim=-2).repeat_interleave(size[1] // width, dim=-1)
 
 
-def init_linear(module, std=0.02, cut=math.inf):
-    """Initialise one module as the official code does: linear weights normal, biases 0, LayerNorm 1 and 0.
+def init_layer(module, std=0.02, cut=math.inf):
+    """Initialise the parameters of one layer as the official code does.
+
+    Linear weights are normal and their biases 0, LayerNorms start at 1 and 0, convolutions at PyTorch's default.
 
     Args:
-        module: any module; others than nn.Linear and nn.LayerNorm are left alone.
+        module: any module; layers of other kinds are left alone.
         std, cut: see truncated_normal.
     """
     if isinstance(module, nn.Linear):
         truncated_normal(module.weight, std, cut)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm | nn.Conv2d):
+        module.reset_parameters()
 
 
 def truncated_normal(tensor, std=0.02, cut=math.inf):

@@ -10,11 +10,12 @@ def relative_position_index(window):
 
     Args:
         window: (h, w) tokens.
-    Returns: (h*w, h*w) int64; row (dy + h-1) * (2w-1) + (dx + w-1) with d = query position - key position.
+    Returns: (h*w, h*w) int64, on the CPU (also while a model is built on the meta device: buffers are always real);
+        row (dy + h-1) * (2w-1) + (dx + w-1) with d = query position - key position.
     Source: Swin (arXiv 2103.14030), section 3.2.
     """
     height, width = window
-    rows, cols = torch.arange(height), torch.arange(width)
+    rows, cols = torch.arange(height, device="cpu"), torch.arange(width, device="cpu")
     dy = (rows[:, None] - rows[None, :] + height - 1)[:, None, :, None]  # (h, 1, h, 1)
     dx = (cols[:, None] - cols[None, :] + width - 1)[None, :, None, :]   # (1, w, 1, w)
     return (dy * (2 * width - 1) + dx).reshape(height * width, height * width)
@@ -29,7 +30,7 @@ def relative_position_index_with_class_token(window):
     """
     rows = num_table_rows(window)
     num_tokens = window[0] * window[1]
-    index = torch.zeros(num_tokens + 1, num_tokens + 1, dtype=torch.int64)
+    index = torch.zeros(num_tokens + 1, num_tokens + 1, dtype=torch.int64, device="cpu")
     index[1:, 1:] = relative_position_index(window)
     index[0, :] = rows
     index[:, 0] = rows + 1

@@ -53,6 +53,17 @@ class SimMIM(nn.Module):
         """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
         return (self.encoder(images),)
 
+    def init_module(self, name, module):
+        """As Encoder.init_module; the head starts at PyTorch's default."""
+        if name.partition(".")[0] == "encoder":
+            self.encoder.init_module(name.partition(".")[2], module)
+        elif isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+
+    def units(self):
+        """As Encoder.units."""
+        return self.encoder.units()
+
     def no_weight_decay(self):
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
-from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_linear, truncated_normal
+from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_layer, stream_dtype, truncated_normal
 from models.position import (
+    num_table_rows,
     relative_position_index,
     resize_bias_table,
     resize_position_embedding,
@@ -29,13 +30,13 @@ def window_mask(grid, window, shift):
         grid: (H, W) tokens of the map before padding.
         window: (h, w) tokens.
         shift: (y, x) tokens the map is rolled by.
-    Returns: (windows, h*w, h*w) float, 0 or -100.
+    Returns: (windows, h*w, h*w) float, 0 or -100; on the CPU, as all buffers are when they are made.
     """
-    regions = torch.zeros(())
+    regions = torch.zeros((), device="cpu")
     for axis in range(2):
         padded = -(-grid[axis] // window[axis]) * window[axis]
-        position = torch.arange(padded)
-        region = torch.zeros(padded)
+        position = torch.arange(padded, device="cpu")
+        region = torch.zeros(padded, device="cpu")
         if shift[axis]:
             region += (position >= padded - window[axis]).float() + (position >= padded - shift[axis]).float()
         origin = (position + shift[axis]) % padded  # where the token stood before the roll
@@ -54,29 +55,47 @@ class WindowAttention(nn.Module):
         self.window = window
         self.num_heads = num_heads
         self.scale = qk_scale  # None: 1 / sqrt(head width), the default of the attention function
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+        self.add_position_bias()
         self.register_buffer("relative_position_index", relative_position_index(window))
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.add_projection(dim, qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
+
+    def add_position_bias(self):
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(num_table_rows(self.window), self.num_heads))
+
+    def add_projection(self, dim, qkv_bias):
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+
+    def project(self, x):
+        """(B, windows, N, C) -> query, key, value, each (B, windows, heads, N, C / heads)."""
+        return self.split(self.qkv(x))
+
+    def split(self, qkv):
+        """(B, windows, N, 3C) -> three of (B, windows, heads, N, C / heads)."""
+        return qkv.view(*qkv.shape[:3], 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5).unbind(0)
+
+    def bias_table(self):
+        """(offsets, heads)."""
+        return self.relative_position_bias_table
 
     def bias(self):
         """(heads, N, N)."""
         num_tokens = self.relative_position_index.shape[0]
-        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        bias = self.bias_table()[self.relative_position_index.view(-1)]
         return bias.view(num_tokens, num_tokens, -1).permute(2, 0, 1)
 
     def forward(self, x, mask=None):
         """(B, windows, N, C), mask (windows, N, N) added to the scores -> the same shape."""
         batch, windows, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, windows, tokens, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
+        q, k, v = self.project(x)
         bias = self.bias()
         if mask is None:
-            q, k, v = qkv.flatten(1, 2).unbind(0)  # (B * windows, heads, N, C / heads)
+            first = 0  # (B * windows, heads, N, C / heads)
         else:  # windows stand beside the heads, so that the bias need not be copied for every image
-            q, k, v = qkv.flatten(2, 3).unbind(0)  # (B, windows * heads, N, C / heads)
+            first = 1  # (B, windows * heads, N, C / heads)
             bias = (bias + mask.to(bias.dtype).unsqueeze(1)).flatten(0, 1)
+        q, k, v = (part.flatten(first, first + 1) for part in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0), scale=self.scale)
         x = x.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(batch, windows, tokens, dim)
         return self.proj_drop(self.proj(x))
@@ -87,17 +106,17 @@ class SwinBlock(nn.Module):
 
     Args:
         grid: (H, W) of the map the model is built for; other maps work, padded to whole windows where needed.
-        window: (h, w), at most the grid.
+        attn: WindowAttention; its window is at most the grid.
         shifted: whether windows are shifted by half their size, along the axes on which there is more than one.
     """
 
-    def __init__(self, dim, grid, window, num_heads, shifted, mlp_ratio, qkv_bias, qk_scale, drop, drop_path):
+    def __init__(self, dim, grid, attn, shifted, mlp_ratio, drop, drop_path):
         super().__init__()
         self.grid = grid
-        self.window = window
+        self.window = attn.window
         self.shifted = shifted
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop)
+        self.attn = attn
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
@@ -112,10 +131,11 @@ class SwinBlock(nn.Module):
         return window_mask(grid, self.window, shift) if any(shift) or padded else None
 
     def forward(self, x):
-        x = x + self.drop_path(self._attend(self.norm1(x)))
+        x = x + self.drop_path(self.attend(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x):
+    def attend(self, x):
+        """Attention in the (shifted) windows of a map: (B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, dim = x.shape
         (h, w), shift = self.window, self._shift_for((height, width))
         if (height, width) == self.grid:
@@ -142,12 +162,15 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x):
+        return self.reduction(self.norm(self.gather(x))).to(x.dtype)
+
+    def gather(self, x):
+        """(B, H, W, C) -> (B, H/2, W/2, 4C)."""
         batch, height, width, dim = x.shape
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, dim)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # order of the four: column, then row
-        return self.reduction(self.norm(x)).to(self.norm.weight.dtype)  # the residual stream keeps the parameters' precision
+        return x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # order of the four: column, then row
 
 
 class SwinStage(nn.Module):
@@ -190,6 +213,7 @@ class SwinTransformer(Encoder):
         self.in_chans = in_chans
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.depths = tuple(depths)
+        self.qk_scale = qk_scale
         self.num_layers = sum(depths)
         self.use_checkpoint = use_checkpoint
         self.grid = tuple(side // patch_size for side in img_size)
@@ -206,23 +230,36 @@ class SwinTransformer(Encoder):
             dim = embed_dim * 2 ** stage
             grid = tuple(-(-side // 2 ** stage) for side in self.grid)  # odd maps are padded before they are merged
             window = tuple(min(window_size, side) for side in grid)
-            blocks = [SwinBlock(dim, grid, window, heads, i % 2 == 1, mlp_ratio, qkv_bias, qk_scale, drop_rate, next(rates))
-                      for i in range(depth)]
-            stages.append(SwinStage(blocks, PatchMerging(dim) if stage < len(depths) - 1 else None))
+            attention = {"dim": dim, "window": window, "num_heads": heads, "qkv_bias": qkv_bias, "drop": drop_rate}
+            blocks = [self.make_block(stage, i, attention, dim=dim, grid=grid, shifted=i % 2 == 1, mlp_ratio=mlp_ratio,
+                                      drop=drop_rate, drop_path=next(rates)) for i in range(depth)]
+            stages.append(SwinStage(blocks, self.make_merging(dim) if stage < len(depths) - 1 else None))
         self.layers = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(self.num_features)
         self.head = linear_head(self.num_features, num_classes)
-        self._init_weights()
+        self.init_weights()
 
-    def _init_weights(self):
-        self.apply(init_linear)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("relative_position_bias_table", "absolute_pos_embed", "mask_token")):
+    def make_block(self, stage, index, attention, **block):
+        """Block `index` of a stage, from the arguments of its attention and its own."""
+        return SwinBlock(attn=WindowAttention(qk_scale=self.qk_scale, **attention), **block)
+
+    def make_merging(self, dim):
+        return PatchMerging(dim)
+
+    def init_module(self, name, module):
+        init_layer(module)
+        for own, parameter in module.named_parameters(recurse=False):
+            if own in ("relative_position_bias_table", "absolute_pos_embed", "mask_token"):
                 truncated_normal(parameter)
+
+    def units(self):
+        """Blocks and mergings: in large models a merging is as large as a block."""
+        return [unit for stage in self.layers
+                for unit in (*stage.blocks, *([stage.downsample] if hasattr(stage, "downsample") else []))]
 
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> (B, H/stride, W/stride, num_features), normalised."""
-        x = self.patch_embed(images).to(self.norm.weight.dtype)
+        x = self.patch_embed(images).to(stream_dtype(self.norm.weight))
         if mask is not None:
             if not hasattr(self, "mask_token"):
                 raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
-from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_linear, truncated_normal
+from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_layer, stream_dtype, truncated_normal
 from models.position import (
     num_table_rows,
     relative_position_index_with_class_token,
@@ -156,35 +156,41 @@ class VisionTransformer(Encoder):
         self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if use_mean_pooling else None
         self.head = linear_head(embed_dim, num_classes)
-        self._init_weights(init_cut)
+        self.init_values = init_values
+        self.init_cut = init_cut
+        self.init_weights()
         if self.fc_norm is not None and not self.has_head:
             self.fc_norm.requires_grad_(False)  # official files have it, pre-training never uses it
 
-    def _init_weights(self, cut):
-        self.apply(lambda module: init_linear(module, INIT_STD, cut))
-        truncated_normal(self.patch_embed.proj.weight, INIT_STD, cut)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        for name in ("cls_token", "mask_token", "pos_embed"):
-            if hasattr(self, name):
-                truncated_normal(getattr(self, name), INIT_STD, cut)
+    def init_module(self, name, module):
+        init_layer(module, INIT_STD, self.init_cut)
+        for own, parameter in module.named_parameters(recurse=False):
+            if own in ("cls_token", "mask_token", "pos_embed") or (name, own) == ("patch_embed.proj", "weight"):
+                truncated_normal(parameter, INIT_STD, self.init_cut)
+            elif own in ("gamma_1", "gamma_2"):
+                nn.init.constant_(parameter, self.init_values)
+            elif own in ("q_bias", "v_bias", "relative_position_bias_table") or name == "patch_embed.proj":
+                nn.init.zeros_(parameter)
         with torch.no_grad():
-            for i, block in enumerate(self.blocks):  # deeper branches start smaller
-                block.attn.proj.weight.div_(math.sqrt(2.0 * (i + 1)))
-                block.mlp.fc2.weight.div_(math.sqrt(2.0 * (i + 1)))
-            if self.has_head:
-                self.head.weight.mul_(0.001)
-                self.head.bias.mul_(0.001)
+            if name.startswith("blocks.") and name.endswith(("attn.proj", "mlp.fc2")):  # deeper branches start smaller
+                module.weight.div_(math.sqrt(2.0 * self.layer_id(name)))
+            if name == "head" and self.has_head:
+                module.weight.mul_(0.001)
+                module.bias.mul_(0.001)
+
+    def units(self):
+        return list(self.blocks)
 
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> ((B, 1 + h*w, C), (h, w)); class token first."""
-        x = self.patch_embed(images).to(self.cls_token.dtype)  # the residual stream keeps the parameters' precision
+        x = self.patch_embed(images).to(stream_dtype(self.cls_token))
         grid = tuple(x.shape[1:3])
         if mask is not None:
             if not hasattr(self, "mask_token"):
                 raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")
             x = hide_tokens(x, mask, self.mask_token)
         x = x.flatten(1, 2)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         if hasattr(self, "pos_embed"):
             x = x + resize_position_embedding(self.pos_embed, self.grid, grid, num_extra=1)
         x = self.pos_drop(x)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.swin import BLOCKED, PatchMerging, SwinBlock, SwinTransformer, window_mask
+from models.swin import BLOCKED, PatchMerging, SwinBlock, SwinTransformer, WindowAttention, window_mask
 
 from ..helpers import perturb, random_images, tiny_model
 
@@ -92,7 +92,7 @@ def naive_attention(block, x):
 
 def block_on(grid, window, shifted, built_for=None):
     torch.manual_seed(0)
-    block = SwinBlock(8, built_for or grid, window, 2, shifted, 2.0, True, None, 0.0, 0.0).eval()
+    block = SwinBlock(8, built_for or grid, WindowAttention(8, window, 2), shifted, 2.0, 0.0, 0.0).eval()
     return perturb(block, scale=0.5)
 
 
@@ -102,7 +102,7 @@ def test_block_attends_as_a_loop_over_tokens_does(grid, window, shifted, built_f
     block, x = block_on(grid, window, shifted, built_for), torch.randn(2, *grid, 8)
     with torch.no_grad():
         expected = torch.stack([naive_attention(block, one) for one in x])
-        torch.testing.assert_close(block._attend(x), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(block.attend(x), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shifted", [False, True])
