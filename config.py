@@ -66,6 +66,20 @@ _C.MODEL.SWIN.QK_SCALE = None           # None = 1 / sqrt(head width)
 _C.MODEL.SWIN.APE = False               # learned absolute position embedding
 _C.MODEL.SWIN.PATCH_NORM = True         # LayerNorm after the patch embedding
 
+_C.MODEL.SWINV2 = CfgNode()
+_C.MODEL.SWINV2.PATCH_SIZE = 4          # pixels
+_C.MODEL.SWINV2.IN_CHANS = 3
+_C.MODEL.SWINV2.EMBED_DIM = 96          # width of the first stage; doubles at each stage
+_C.MODEL.SWINV2.DEPTHS = [2, 2, 6, 2]   # blocks per stage
+_C.MODEL.SWINV2.NUM_HEADS = [3, 6, 12, 24]
+_C.MODEL.SWINV2.WINDOW_SIZE = 7         # tokens; shrinks to the map where the map is smaller
+_C.MODEL.SWINV2.MLP_RATIO = 4.0
+_C.MODEL.SWINV2.QKV_BIAS = True         # for query and value; the key has no bias
+_C.MODEL.SWINV2.APE = False             # learned absolute position embedding
+_C.MODEL.SWINV2.PATCH_NORM = True       # LayerNorm after the patch embedding
+_C.MODEL.SWINV2.PRETRAINED_WINDOW_SIZES = [0, 0, 0, 0]  # per stage: window the position bias was trained in, 0 = this one
+_C.MODEL.SWINV2.EXTRA_NORM_EVERY = 0    # + LayerNorm on the main branch after every so many blocks of a stage, 0 = none
+
 _C.MODEL.VIT = CfgNode()
 _C.MODEL.VIT.PATCH_SIZE = 16            # pixels
 _C.MODEL.VIT.IN_CHANS = 3
@@ -159,7 +173,8 @@ _CHOICES = {
     "AMP_BACKEND": ("native", "apex"),
 }
 _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
-    "SEED": (0, None), "LOCAL_RANK": (0, None), "MODEL.SWIN.MLP_RATIO": (1e-3, None), "MODEL.VIT.MLP_RATIO": (1e-3, None),
+    "SEED": (0, None), "LOCAL_RANK": (0, None), "MODEL.SWIN.MLP_RATIO": (1e-3, None),
+    "MODEL.SWINV2.MLP_RATIO": (1e-3, None), "MODEL.VIT.MLP_RATIO": (1e-3, None),
     "AUG.REPROB": (0, 1), "AUG.MIXUP": (0, None), "AUG.CUTMIX": (0, None), "AUG.MIXUP_PROB": (0, 1),
     "AUG.MIXUP_SWITCH_PROB": (0, 1), "AUG.COLOR_JITTER": (0, None), "TRAIN.WARMUP_LR": (0, None),
     "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
@@ -175,7 +190,10 @@ _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "VIS_FREQ": (0, None), "VIS_IMAGES": (1, None), "DIST_TIMEOUT_MINUTES": (1, None), "AUG.RECOUNT": (1, None),
     "DATA.DEMO_TRAIN_PER_CLASS": (1, None), "DATA.DEMO_VAL_PER_CLASS": (1, None),
     "MODEL.SWIN.PATCH_SIZE": (1, None), "MODEL.SWIN.IN_CHANS": (1, None), "MODEL.SWIN.EMBED_DIM": (1, None),
-    "MODEL.SWIN.WINDOW_SIZE": (1, None), "MODEL.VIT.PATCH_SIZE": (1, None), "MODEL.VIT.IN_CHANS": (1, None),
+    "MODEL.SWIN.WINDOW_SIZE": (1, None),
+    "MODEL.SWINV2.PATCH_SIZE": (1, None), "MODEL.SWINV2.IN_CHANS": (1, None), "MODEL.SWINV2.EMBED_DIM": (1, None),
+    "MODEL.SWINV2.WINDOW_SIZE": (1, None), "MODEL.SWINV2.EXTRA_NORM_EVERY": (0, None),
+    "MODEL.VIT.PATCH_SIZE": (1, None), "MODEL.VIT.IN_CHANS": (1, None),
     "MODEL.VIT.EMBED_DIM": (1, None), "MODEL.VIT.DEPTH": (1, None), "MODEL.VIT.NUM_HEADS": (1, None),
 }
 
@@ -489,18 +507,19 @@ def _check_schedule(train):
 
 
 def _check_swin(config):
-    swin = config.MODEL.SWIN
+    swin, section = encoder_config(config), f"MODEL.{config.MODEL.TYPE.upper()}"
     if not swin.DEPTHS or len(swin.DEPTHS) != len(swin.NUM_HEADS):
-        raise ValueError(f"MODEL.SWIN.DEPTHS={swin.DEPTHS} and MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS} must have one value "
+        raise ValueError(f"{section}.DEPTHS={swin.DEPTHS} and {section}.NUM_HEADS={swin.NUM_HEADS} must have one value "
                          f"for each stage, and so the same length.")
     if min(swin.DEPTHS) < 1 or min(swin.NUM_HEADS) < 1:
-        raise ValueError(f"MODEL.SWIN.DEPTHS={swin.DEPTHS} and MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS} must be at least 1.")
+        raise ValueError(f"{section}.DEPTHS={swin.DEPTHS} and {section}.NUM_HEADS={swin.NUM_HEADS} must be at least 1.")
     for stage, heads in enumerate(swin.NUM_HEADS):
         width = swin.EMBED_DIM * 2 ** stage
         if width % heads:
             fit = max(h for h in range(1, heads + 1) if width % h == 0)
-            raise ValueError(f"MODEL.SWIN.NUM_HEADS={swin.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
+            raise ValueError(f"{section}.NUM_HEADS={swin.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
                              f"stage {stage} (EMBED_DIM={swin.EMBED_DIM} x {2 ** stage}). Use e.g. {fit} heads there.")
+
     def problem(size, window):
         return _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), window)
 
@@ -512,9 +531,18 @@ def _check_swin(config):
         fixes = [f"DATA.IMG_SIZE {nearest[0] if sides[0] == sides[1] else str(nearest).replace(' ', '')}"] if nearest else []
         windows = [w for w in range(1, max(sides)) if not any(problem(side, w) for side in sides)]
         if windows:
-            fixes.append(f"MODEL.SWIN.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
-        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with MODEL.SWIN.WINDOW_SIZE={swin.WINDOW_SIZE}: {found}. "
+            fixes.append(f"{section}.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
+        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZE={swin.WINDOW_SIZE}: {found}. "
                          f"Use {' or '.join(fixes)}.")
+
+
+def _check_swinv2(config):
+    _check_swin(config)
+    swin = config.MODEL.SWINV2
+    sizes = swin.PRETRAINED_WINDOW_SIZES
+    if any(sizes) and (len(sizes) != len(swin.DEPTHS) or min(sizes) < 0):
+        raise ValueError(f"MODEL.SWINV2.PRETRAINED_WINDOW_SIZES={sizes} must have one value, 0 or more, for each of the "
+                         f"{len(swin.DEPTHS)} stages of MODEL.SWINV2.DEPTHS={swin.DEPTHS}.")
 
 
 def _swin_problem(size, patch, num_stages, window):
@@ -541,4 +569,4 @@ def _check_vit(config):
                              f"Use DATA.IMG_SIZE {max(round(size / vit.PATCH_SIZE), 1) * vit.PATCH_SIZE}.")
 
 
-_ENCODER_CHECKS = {"swin": _check_swin, "vit": _check_vit}
+_ENCODER_CHECKS = {"swin": _check_swin, "swinv2": _check_swinv2, "vit": _check_vit}

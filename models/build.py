@@ -5,10 +5,11 @@ from torch import nn
 from config import check_pretraining, image_size
 from models.simmim import build_simmim
 from models.swin import build_swin
+from models.swinv2 import build_swinv2
 from models.vit import build_vit
 from utils.registry import pick
 
-ENCODERS = {"swin": build_swin, "vit": build_vit}
+ENCODERS = {"swin": build_swin, "swinv2": build_swinv2, "vit": build_vit}
 METHODS = {"simmim": build_simmim}
 
 

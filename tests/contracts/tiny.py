@@ -18,6 +18,13 @@ VARIANTS = {
         "ape": {"MODEL.SWIN.APE": True, "MODEL.SWIN.PATCH_NORM": False},
         "no_qkv_bias": {"MODEL.SWIN.QKV_BIAS": False, "MODEL.SWIN.QK_SCALE": 0.5},
     },
+    "swinv2": {
+        "plain": {"MODEL.SWINV2.PATCH_SIZE": 4, "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": [2, 2],
+                  "MODEL.SWINV2.NUM_HEADS": [1, 2], "MODEL.SWINV2.WINDOW_SIZE": 4},
+        "ape": {"MODEL.SWINV2.APE": True, "MODEL.SWINV2.PATCH_NORM": False, "MODEL.SWINV2.QKV_BIAS": False},
+        "other_window": {"MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": [6, 3]},
+        "extra_norm": {"MODEL.SWINV2.EXTRA_NORM_EVERY": 2},
+    },
     "vit": {
         "plain": {"MODEL.VIT.PATCH_SIZE": 8, "MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 3, "MODEL.VIT.NUM_HEADS": 2},
         "all_tables": {"MODEL.VIT.USE_APE": True, "MODEL.VIT.USE_RPB": True},

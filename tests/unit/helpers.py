@@ -11,10 +11,13 @@ COMMON = {"DATA.IMG_SIZE": [HEIGHT, WIDTH], "DATA.MASK_PATCH_SIZE": 8, "MODEL.DR
 TINY = {
     "swin": COMMON | {"MODEL.TYPE": "swin", "MODEL.SWIN.PATCH_SIZE": 4, "MODEL.SWIN.EMBED_DIM": 8,
                       "MODEL.SWIN.DEPTHS": [2, 2], "MODEL.SWIN.NUM_HEADS": [1, 2], "MODEL.SWIN.WINDOW_SIZE": 4},
+    "swinv2": COMMON | {"MODEL.TYPE": "swinv2", "MODEL.SWINV2.PATCH_SIZE": 4, "MODEL.SWINV2.EMBED_DIM": 8,
+                        "MODEL.SWINV2.DEPTHS": [2, 2], "MODEL.SWINV2.NUM_HEADS": [1, 2],
+                        "MODEL.SWINV2.WINDOW_SIZE": 4},
     "vit": COMMON | {"MODEL.TYPE": "vit", "MODEL.VIT.PATCH_SIZE": 8, "MODEL.VIT.EMBED_DIM": 16,
                      "MODEL.VIT.DEPTH": 3, "MODEL.VIT.NUM_HEADS": 2},
 }
-PATCH = {"swin": 4, "vit": 8}
+PATCH = {"swin": 4, "swinv2": 4, "vit": 8}
 
 
 def opts_of(overrides):

@@ -10,7 +10,8 @@ from ..helpers import TINY, opts_of, tiny_config, tiny_model
 
 
 def test_unknown_encoder_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=rf"MODEL\.TYPE='swim' is unknown; valid: {', '.join(sorted(ENCODERS))}\. Did you mean"):
+    valid = ", ".join(sorted(ENCODERS))
+    with pytest.raises(ValueError, match=rf"MODEL\.TYPE='swim' is unknown; valid: {valid}\. Did you mean 'swin'\?"):
         build_model(load_config(opts=["MODEL.TYPE", "swim"]))
 
 
