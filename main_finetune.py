@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from config import load_config, run_folder, scaled_config, with_values
 from data import build_loader
 from data.loader import build_mixup
-from engine import Job, Updater, announce, evaluate, fit, open_run, parallel, record_evaluation, report_throughput, resume
+from engine import Job, Updater, announce, evaluate, fit, open_run, parallel, record_evaluation, report_throughput
 from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
 from models.pretrained import load_pretrained
 from optimizer import build_optimizer
+from resume import resume
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run

@@ -12,13 +12,14 @@ import torch
 from config import check_pretraining, load_config, run_folder, scaled_config
 from data import build_loader
 from data.transforms import pixel_statistics
-from engine import Job, Updater, announce, fit, heldout_loss, open_run, parallel, record_evaluation, report_throughput, resume
+from engine import Job, Updater, announce, fit, heldout_loss, open_run, parallel, record_evaluation, report_throughput
 from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
 from models.layers import lift_mask
 from models.pretrained import load_pretrained
 from optimizer import build_optimizer
+from resume import resume
 from utils import distributed
 from utils.checkpoint import ENCODER_FILE, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import parse_arguments, run

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from config import load_config
-from engine import Job, Updater, fit, resume, train_epoch
+from engine import Job, Updater, fit, train_epoch
 from lr_scheduler import build_scheduler
 from optimizer import _adamw
+from resume import resume
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.precision import build_precision
 

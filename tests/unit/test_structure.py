@@ -12,7 +12,7 @@ SOURCES = sorted([*REPOSITORY.glob("*.py"), *(path for folder in FOLDERS for pat
 TREES = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 PROJECT = {name.partition("/")[0].removesuffix(".py") for name in TREES}
 
-MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_scheduler <- engine <- mains, tools
+MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_scheduler, resume <- engine <- mains, tools
     "config": {"utils"},
     "utils": {"utils"},
     "logger": {"utils"},
@@ -20,7 +20,8 @@ MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_
     "data": {"config", "data", "utils"},
     "optimizer": {"config", "utils"},
     "lr_scheduler": {"config", "utils"},
-    "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "utils"},
+    "resume": {"config", "utils"},
+    "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils"},
 }
 
 

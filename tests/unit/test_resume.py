@@ -1,7 +1,7 @@
 """Resuming: what a checkpoint brings and what the present config decides."""
 import torch
 
-from engine import _load_optimizer
+from resume import _load_optimizer
 
 
 def optimizer(fused):

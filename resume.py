@@ -1,0 +1,149 @@
+"""What a run leaves behind and how it goes on from there. A job is an engine.Job."""
+import logging
+import os
+from pathlib import Path
+
+from config import differences
+from utils import distributed
+from utils.checkpoint import (
+    BEST_FILE,
+    ENCODER_FILE,
+    USE_PRETRAINED,
+    epoch_checkpoints,
+    load_checkpoint,
+    load_weights,
+    newest_good_checkpoint,
+    save_checkpoint,
+)
+
+log = logging.getLogger("simmim.resume")
+
+# settings that say how a run starts, and so mean nothing for one that goes on
+NOT_RESUMED = {"BASE", "MODEL.RESUME", "PRETRAINED", "OUTPUT", "TAG", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
+               "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME"}
+
+
+def save_epoch(job, epoch):
+    """Write ckpt_epoch_<epoch>.pth (epochs count from 0) with everything needed to go on; rank 0 only."""
+    if distributed.rank() == 0:
+        path = os.path.join(job.folder, f"ckpt_epoch_{epoch}.pth")
+        save_checkpoint(path, {
+            "model": job.model.state_dict(), "optimizer": job.updater.optimizer.state_dict(),
+            "lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
+            "epoch": epoch, "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
+            "config": job.config.dump()})
+        log.info("%s saved", path)
+    distributed.barrier()
+
+
+def save_best(job, epoch):
+    """Write the weights of the best epoch so far; rank 0 only."""
+    if distributed.rank() == 0:
+        path = os.path.join(job.folder, BEST_FILE)
+        save_checkpoint(path, {"model": job.model.state_dict(), "epoch": epoch, "max_accuracy": job.best,
+                               "config": job.config.dump()})
+        log.info("best so far (%.2f): %s saved", job.best, path)
+
+
+def resume(job):
+    """Continue a run where it stopped, if there is anything to continue.
+
+    Auto-resume takes the newest readable checkpoint of the run folder. With an explicit MODEL.RESUME it does so only if
+    that checkpoint descends from the named file (a restarted job), and says so. Nothing that exists is overwritten: where
+    training would write over checkpoints of another run, it refuses.
+    """
+    config = job.config
+    explicit = config.MODEL.RESUME
+    if explicit and "://" not in explicit:
+        explicit = os.path.abspath(explicit)
+    path = content = None
+    if config.TRAIN.AUTO_RESUME:
+        path, content = _newest_on_rank0(job.folder)
+        if content and explicit and content.get("started_from") != explicit:
+            path = content = None
+        elif content and explicit:
+            log.info("%s was started from %s and is newer: continuing with it", path, explicit)
+    job.started_from = explicit
+    if content is not None:
+        restore(job, content, path, advice="Use the --cfg and --opts of that run, or another --tag for a new one.")
+        return  # later files, if any, are broken
+    if explicit:
+        restore(job, load_checkpoint(explicit), explicit)
+    else:
+        job.start_epoch = config.TRAIN.START_EPOCH
+    _refuse_overwriting(job, explicit)
+
+
+def _newest_on_rank0(folder):
+    """Rank 0 decides which checkpoint is the newest good one, so that all ranks go on from the same."""
+    path = content = None
+    if distributed.rank() == 0:
+        path, content = newest_good_checkpoint(folder, log.warning)
+    path = distributed.from_rank0(path)
+    if path and content is None:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"rank 0 resumes from {path}, which this machine can't see: put --output on a file system "
+                                    f"that all machines share.")
+        content = load_checkpoint(path)
+    return path, content
+
+
+def restore(job, content, path, advice=USE_PRETRAINED):
+    """Put weights, optimizer, schedule and position of a checkpoint into a job; settings stay those of the config."""
+    absent = [key for key in ("model", "optimizer", "epoch") if key not in content]
+    if absent:
+        raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
+                         f"Start from its weights with --pretrained instead of --resume.")
+    load_weights(job.model, content, path, advice)
+    _load_optimizer(job.updater.optimizer, content["optimizer"], path)
+    job.updater.precision.load_state_dict(content.get("scaler"))
+    job.start_epoch = content["epoch"] + 1
+    last = job.start_epoch * len(job.loader) - 1
+    then = content.get("lr_scheduler", {}).get("last_update", last)
+    if then != last:
+        log.info("an epoch has %d iterations now, not %d: the schedule goes on at the start of epoch %d", len(job.loader),
+                 (then + 1) // job.start_epoch, job.start_epoch)
+    job.scheduler.load_state_dict({"last_update": last})
+    job.best = content.get("max_accuracy", 0.0)
+    job.best_epoch = content.get("best_epoch", content["epoch"] if job.best else -1)  # official files have no best_epoch
+    job.started_from = job.started_from or content.get("started_from", "")
+    log.info("resumed from %s: epoch %d is done, going on with epoch %d", path, content["epoch"], job.start_epoch)
+    if isinstance(content.get("config"), str):
+        changed = differences(job.config, content["config"])
+        if "PRETRAINED" in changed:
+            log.warning("--pretrained %s is not used: the weights come from %s. Use another --tag to start anew",
+                        changed["PRETRAINED"][1] or "(none)", path)
+        for key, (then, now) in changed.items():
+            if key not in NOT_RESUMED:
+                log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+
+
+def _load_optimizer(optimizer, state, path):
+    """Moments and step counts from the file; rates, decay and other settings from the present config."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = state["param_groups"]
+    if len(groups) == len(own):  # settings go in first: torch places the step counts by them
+        groups = [{**group, **settings} for group, settings in zip(groups, own, strict=True)]
+    try:
+        optimizer.load_state_dict({**state, "param_groups": groups})
+    except ValueError as error:
+        raise ValueError(f"the optimizer of {path} does not fit this run ({error}). Use the config it was made with, or start "
+                         f"from its weights with --pretrained.") from error
+
+
+def _refuse_overwriting(job, resumed):
+    """A run may write over nothing it does not continue: not over later checkpoints, nor beside those of another run."""
+    folder = Path(job.folder)
+    epochs = epoch_checkpoints(folder)
+    other_run = not resumed or Path(resumed).parent != Path(os.path.abspath(folder))
+    there = [path for path in (folder / BEST_FILE, folder / ENCODER_FILE) if other_run and path.exists()]
+    there += [path for epoch, path in epochs.items() if other_run or epoch >= job.start_epoch]
+    if not there:
+        return
+    if epochs and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one
+        raise ValueError(f"none of the checkpoints in {folder} can be read ({there[-1].name} is the newest), and starting anew "
+                         f"would write over them: move them away, or use another --tag.")
+    what = f"continuing from {resumed}" if resumed else "starting anew"
+    raise ValueError(f"{folder} already holds {there[-1].name}, and {what} at epoch {job.start_epoch} would write over it or "
+                     f"mix two runs. Use another --tag or --output, move the files away, or continue the run with "
+                     f"TRAIN.AUTO_RESUME True and without --resume.")
