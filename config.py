@@ -110,6 +110,7 @@ _C.TRAIN.MIN_LR = 5e-6
 _C.TRAIN.CLIP_GRAD = 5.0                # largest gradient norm; 0 or None = no clipping
 _C.TRAIN.AUTO_RESUME = True             # continue from the newest good checkpoint of the run folder
 _C.TRAIN.ACCUMULATION_STEPS = 0         # micro-batches per optimizer step (0 and 1: no accumulation)
+_C.TRAIN.PARALLEL = "ddp"               # + several processes: ddp (each holds the model) | fsdp (each holds a part of it)
 _C.TRAIN.USE_CHECKPOINT = False         # recompute activations in the backward pass to save memory
 _C.TRAIN.NONFINITE_LIMIT = 20           # + stop after this many steps in a row with a NaN or infinite gradient
 _C.TRAIN.LR_SCHEDULER = CfgNode()
@@ -166,6 +167,7 @@ _FLOAT_LISTS = {"DATA.MEAN", "DATA.STD"}  # empty by default, so the default doe
 _CHOICES = {
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "lanczos", "nearest"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
+    "TRAIN.PARALLEL": ("ddp", "fsdp"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd", "fused_adam", "fused_lamb"),
     "AUG.REMODE": ("const", "rand", "pixel"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),

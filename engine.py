@@ -21,11 +21,14 @@ from tqdm import tqdm
 
 from config import encoder_config, image_size, images_per_step, run_folder, save_config
 from logger import MetricWriter, json_line, log_to_file
+from models import build_model
+from models.build import build_sharded
 from resume import save_best, save_epoch
 from utils import distributed
 from utils.checkpoint import remove_unfinished
 from utils.meters import Meter, peak_memory_mb
 from utils.seeding import STEP, seed_globals
+from utils.sharding import is_sharded, whole
 
 log = logging.getLogger("simmim.engine")
 
@@ -66,7 +69,7 @@ class Updater:
                 self.precision.backward(loss / len(losses), self.optimizer, last)
             total = total + loss.detach()
         parameters = self.precision.gradients(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.clip))  # over all parts of a sharded model
         nonfinite = ~torch.isfinite(norm)
         self.precision.step(self.optimizer, nonfinite)
         self.optimizer.zero_grad(set_to_none=True)
@@ -76,6 +79,8 @@ class Updater:
 
     def _communication(self, last):
         """Gradients travel between processes with the last micro-batch only."""
+        if hasattr(self.model, "set_requires_gradient_sync"):  # sharded
+            self.model.set_requires_gradient_sync(last)
         return nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync()
 
 
@@ -116,9 +121,23 @@ class Job:
     started_from: str = ""
 
 
+def build_for_training(config, is_pretrain, device, precision):
+    """The model on its device; divided among the processes on the way with TRAIN.PARALLEL fsdp.
+
+    Raises: ValueError where the precision can't be combined with it.
+    """
+    if config.TRAIN.PARALLEL == "ddp" or not distributed.is_parallel():
+        if config.TRAIN.PARALLEL == "fsdp":
+            log.info("TRAIN.PARALLEL fsdp divides the model among processes: this is one, so it holds all of it")
+        return build_model(config, is_pretrain).to(device)
+    if config.AMP_BACKEND == "apex":
+        raise ValueError("TRAIN.PARALLEL fsdp does not work with AMP_BACKEND apex: use AMP_BACKEND native, or ddp.")
+    return build_sharded(config, is_pretrain, device, precision.dtype)
+
+
 def parallel(model, device):
-    """Wrap for training on several processes; the model itself for one."""
-    if not distributed.is_parallel():
+    """Wrap for training on several processes; the model itself for one, or when it is sharded."""
+    if not distributed.is_parallel() or is_sharded(model):
         return model
     ids = [device.index] if device.type == "cuda" else None
     # buffers are indices and masks, equal everywhere; the option that says so was renamed in torch 2.15
@@ -158,6 +177,8 @@ def announce(job, scaled, num_train, num_val):
              job.updater.precision)
     log.info("%d training images in %d iterations an epoch, %s validation images", num_train, len(job.loader), num_val or "no")
     total = images_per_step(config, distributed.world_size())
+    if is_sharded(job.model):
+        log.info("every process holds a part of the model (TRAIN.PARALLEL fsdp)")
     log.info("effective batch: %d images x %d processes x %d accumulation steps = %d", config.DATA.BATCH_SIZE,
              distributed.world_size(), max(train.ACCUMULATION_STEPS, 1), total)
     log.info("learning rates x %d / 512: base %.3e -> %.3e, warm-up start %.3e -> %.3e, minimum %.3e -> %.3e", total,
@@ -292,6 +313,18 @@ def _duration(seconds):
 
 # ---- evaluation ---------------------------------------------------------------------------------------------------
 
+def in_step(loader, device):
+    """The batches of this process, each with True, and then one with False until every process has had as many.
+
+    A sharded model must be called by all processes or none, but images may not divide evenly.
+    """
+    longest = distributed.largest_over_processes(torch.tensor(len(loader), device=device)).item()
+    for batch in loader:
+        yield batch, True
+    for _ in range(longest - len(loader)):
+        yield loader.collate_fn([loader.dataset[0]]), False
+
+
 @torch.no_grad()
 def evaluate(model, loader, device, precision):
     """Accuracy of a classification model, each image counted once over all processes.
@@ -303,10 +336,12 @@ def evaluate(model, loader, device, precision):
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    for batch in loader:
+    for batch, counts in in_step(loader, device):
         images, labels = to_device(batch, device)
         with precision.autocast():
             logits = model(images)
+        if not counts:
+            continue
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels.unsqueeze(1))
         loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -320,10 +355,12 @@ def heldout_loss(model, loader, device, precision):
     """Mean pre-training loss over held-out images with fixed masks: {loss, images}."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float32, device=device)
-    for batch in loader:
+    for batch, counts in in_step(loader, device):
         images, masks = to_device(batch, device)
         with precision.autocast():
             loss = model(images, masks)
+        if not counts:
+            continue
         sums += torch.stack([loss * len(images), torch.tensor(float(len(images)), device=device)])
     total, count = distributed.sum_over_processes(sums).tolist()
     return {"loss": total / count, "images": int(count)}

@@ -11,7 +11,18 @@ from torch.nn import functional as F
 from config import load_config, run_folder, scaled_config, with_values
 from data import build_loader
 from data.loader import build_mixup
-from engine import Job, Updater, announce, evaluate, fit, open_run, parallel, record_evaluation, report_throughput
+from engine import (
+    Job,
+    Updater,
+    announce,
+    build_for_training,
+    evaluate,
+    fit,
+    open_run,
+    parallel,
+    record_evaluation,
+    report_throughput,
+)
 from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
@@ -39,9 +50,9 @@ def main():
         return report_throughput(build_model(config, is_pretrain=False).to(device), config, device, precision)
     loaders = build_loader(config, is_pretrain=False, train=not config.EVAL_MODE)
     config = with_classes(config, loaders.classes)
-    model = build_model(config, is_pretrain=False).to(device)
     if config.EVAL_MODE:
-        return evaluate_only(model, loaders, config, device, precision)
+        return evaluate_only(build_model(config, is_pretrain=False).to(device), loaders, config, device, precision)
+    model = build_for_training(config, False, device, precision)
     if config.PRETRAINED:
         load_pretrained(model, config.PRETRAINED)
     elif not config.MODEL.RESUME:

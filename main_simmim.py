@@ -5,27 +5,38 @@
   python main_simmim.py --cfg configs/demo/simmim_pretrain__swin_nano__img64.yaml     (one process, no data needed)
 """
 import logging
-import os
 
 import torch
 
 from config import check_pretraining, load_config, run_folder, scaled_config
 from data import build_loader
 from data.transforms import pixel_statistics
-from engine import Job, Updater, announce, fit, heldout_loss, open_run, parallel, record_evaluation, report_throughput
+from engine import (
+    Job,
+    Updater,
+    announce,
+    build_for_training,
+    fit,
+    heldout_loss,
+    open_run,
+    parallel,
+    record_evaluation,
+    report_throughput,
+)
 from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
 from models.layers import lift_mask
 from models.pretrained import load_pretrained
 from optimizer import build_optimizer
-from resume import resume
+from resume import resume, save_encoder
 from utils import distributed
-from utils.checkpoint import ENCODER_FILE, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
 from utils.pictures import reconstruction_grid
 from utils.precision import build_precision
 from utils.seeding import seed_globals
+from utils.sharding import gathered
 
 log = logging.getLogger("simmim.main")
 
@@ -37,11 +48,11 @@ def main():
     create_logger(distributed.rank())
     precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
     seed_globals(config.SEED)  # the same start on every rank
-    model = build_model(config, is_pretrain=True).to(device)
     if config.THROUGHPUT_MODE:
-        return report_throughput(model, config, device, precision)
+        return report_throughput(build_model(config, is_pretrain=True).to(device), config, device, precision)
     if config.EVAL_MODE:
-        return evaluate_only(model, config, device, precision)
+        return evaluate_only(build_model(config, is_pretrain=True).to(device), config, device, precision)
+    model = build_for_training(config, True, device, precision)
     loaders = build_loader(config, is_pretrain=True)
     if config.PRETRAINED:
         load_pretrained(model, config.PRETRAINED)
@@ -80,18 +91,14 @@ def train(model, loaders, config, device, precision):
     open_run(job)
     announce(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset))
     fit(job)
-    path = os.path.join(job.folder, ENCODER_FILE)
-    if distributed.rank() == 0 and (job.start_epoch < config.TRAIN.EPOCHS or not os.path.exists(path)):
-        save_checkpoint(path, {"model": model.encoder.state_dict(), "epoch": max(job.start_epoch, config.TRAIN.EPOCHS) - 1,
-                               "config": config.dump()})
-        log.info("encoder alone, for --pretrained: %s", path)
+    save_encoder(job)
     job.metrics.close()
 
 
 def validate(job, loaders, epoch):
     """Held-out loss, and the fixed grid of reconstructions every VIS_FREQ epochs."""
     config = job.config
-    if config.VIS_FREQ and (epoch % config.VIS_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1) and distributed.rank() == 0:
+    if config.VIS_FREQ and (epoch % config.VIS_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1):
         job.metrics.picture("reconstructions", epoch, picture(job, loaders.pictures))
     if loaders.val is None:
         return {}
@@ -107,7 +114,7 @@ def picture(job, dataset):
     samples = [dataset[i * len(dataset) // number] for i in range(number)]
     images, masks = (torch.stack(parts).to(job.device) for parts in zip(*samples, strict=True))
     job.model.eval()
-    with job.updater.precision.autocast():
+    with job.updater.precision.autocast(), gathered(job.model):
         prediction = job.model.reconstruct(images, masks, denormalize=True)
     return reconstruction_grid(images, lift_mask(masks, images.shape[-2:]), prediction, *pixel_statistics(job.config))
 

@@ -3,17 +3,22 @@ import logging
 import os
 from pathlib import Path
 
+import torch
+
 from config import differences
-from utils import distributed
+from utils import distributed, sharding
 from utils.checkpoint import (
     BEST_FILE,
     ENCODER_FILE,
     USE_PRETRAINED,
     epoch_checkpoints,
-    load_checkpoint,
+    load_for_resume,
     load_weights,
+    moments_in,
     newest_good_checkpoint,
+    read_folder,
     save_checkpoint,
+    save_folder,
 )
 
 log = logging.getLogger("simmim.resume")
@@ -24,25 +29,48 @@ NOT_RESUMED = {"BASE", "MODEL.RESUME", "PRETRAINED", "OUTPUT", "TAG", "LOCAL_RAN
 
 
 def save_epoch(job, epoch):
-    """Write ckpt_epoch_<epoch>.pth (epochs count from 0) with everything needed to go on; rank 0 only."""
+    """Write checkpoint ckpt_epoch_<epoch> (epochs count from 0) with everything needed to go on.
+
+    Rank 0 writes one file, ckpt_epoch_<epoch>.pth; of a sharded model every rank writes its part into a folder.
+    """
+    path = os.path.join(job.folder, f"ckpt_epoch_{epoch}")
+    optimizer = job.updater.optimizer
+    state = {"lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
+             "epoch": epoch, "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
+             "config": job.config.dump()}
+    if sharding.is_sharded(job.model):
+        sharding.release(job.model)
+        names = {parameter: name for name, parameter in job.model.named_parameters()}
+        moments = {names[parameter]: moments for parameter, moments in optimizer.state.items()}
+        groups = [{**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups]
+        save_folder(path, job.model.state_dict(), moments, {**state, "optimizer_groups": groups})
+    elif distributed.rank() == 0:
+        path += ".pth"
+        save_checkpoint(path, {"model": job.model.state_dict(), "optimizer": optimizer.state_dict(), **state})
     if distributed.rank() == 0:
-        path = os.path.join(job.folder, f"ckpt_epoch_{epoch}.pth")
-        save_checkpoint(path, {
-            "model": job.model.state_dict(), "optimizer": job.updater.optimizer.state_dict(),
-            "lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
-            "epoch": epoch, "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
-            "config": job.config.dump()})
         log.info("%s saved", path)
     distributed.barrier()
 
 
 def save_best(job, epoch):
-    """Write the weights of the best epoch so far; rank 0 only."""
-    if distributed.rank() == 0:
-        path = os.path.join(job.folder, BEST_FILE)
-        save_checkpoint(path, {"model": job.model.state_dict(), "epoch": epoch, "max_accuracy": job.best,
-                               "config": job.config.dump()})
-        log.info("best so far (%.2f): %s saved", job.best, path)
+    """Write the weights of the best epoch so far, as one file; all ranks must call it."""
+    _save_weights(job, job.model, BEST_FILE, {"epoch": epoch, "max_accuracy": job.best})
+    log.info("best so far (%.2f): %s saved", job.best, os.path.join(job.folder, BEST_FILE))
+
+
+def save_encoder(job):
+    """Write the encoder of a finished pre-training alone, for --pretrained; all ranks must call it."""
+    path = os.path.join(job.folder, ENCODER_FILE)
+    if distributed.from_rank0(job.start_epoch < job.config.TRAIN.EPOCHS or not os.path.exists(path)):
+        _save_weights(job, job.model.encoder, ENCODER_FILE, {"epoch": max(job.start_epoch, job.config.TRAIN.EPOCHS) - 1})
+        log.info("encoder alone, for --pretrained: %s", path)
+
+
+def _save_weights(job, module, name, state):
+    first = distributed.rank() == 0
+    weights = sharding.whole_state_dict(module, keep=first)
+    if first:
+        save_checkpoint(os.path.join(job.folder, name), {"model": weights, **state, "config": job.config.dump()})
 
 
 def resume(job):
@@ -68,7 +96,7 @@ def resume(job):
         restore(job, content, path, advice="Use the --cfg and --opts of that run, or another --tag for a new one.")
         return  # later files, if any, are broken
     if explicit:
-        restore(job, load_checkpoint(explicit), explicit)
+        restore(job, load_for_resume(explicit), explicit)
     else:
         job.start_epoch = config.TRAIN.START_EPOCH
     _refuse_overwriting(job, explicit)
@@ -84,18 +112,22 @@ def _newest_on_rank0(folder):
         if not Path(path).exists():
             raise FileNotFoundError(f"rank 0 resumes from {path}, which this machine can't see: put --output on a file system "
                                     f"that all machines share.")
-        content = load_checkpoint(path)
+        content = load_for_resume(path)
     return path, content
 
 
 def restore(job, content, path, advice=USE_PRETRAINED):
     """Put weights, optimizer, schedule and position of a checkpoint into a job; settings stay those of the config."""
-    absent = [key for key in ("model", "optimizer", "epoch") if key not in content]
+    needed = ("folder", "optimizer_groups", "epoch") if "folder" in content else ("model", "optimizer", "epoch")
+    absent = [key for key in needed if key not in content]
     if absent:
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
-    load_weights(job.model, content, path, advice)
-    _load_optimizer(job.updater.optimizer, content["optimizer"], path)
+    if "folder" in content:
+        _read_folder(job, content, advice)
+    else:
+        load_weights(job.model, content, path, advice)
+        _load_optimizer(job.updater.optimizer, content["optimizer"], path)
     job.updater.precision.load_state_dict(content.get("scaler"))
     job.start_epoch = content["epoch"] + 1
     last = job.start_epoch * len(job.loader) - 1
@@ -118,17 +150,45 @@ def restore(job, content, path, advice=USE_PRETRAINED):
                 log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
 
 
+def _read_folder(job, content, advice):
+    """Weights and moments of a folder into the model and optimizer of a job, whole or sharded in whatever way."""
+    folder, optimizer = content["folder"], job.updater.optimizer
+    named = dict(job.model.named_parameters())
+    moments = {name: {moment: torch.zeros_like(named[name]) if shape else torch.zeros(()) for moment, shape in shapes.items()}
+               for name, shapes in moments_in(folder).items() if name in named}
+    try:
+        read_folder(folder, job.model.state_dict(), moments)
+    except ValueError as error:
+        raise ValueError(f"{error} {advice}") from error
+    names = {parameter: name for name, parameter in named.items()}
+    if [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups] != [
+            group["params"] for group in content["optimizer_groups"]]:
+        raise ValueError(f"the optimizer of {folder} does not fit this run: its groups of parameters differ. {advice}")
+    numbers = {name: i for i, name in enumerate(name for group in content["optimizer_groups"] for name in group["params"])}
+    state = {numbers[name]: of for name, of in moments.items()}
+    _load_optimizer(optimizer, {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}, folder)
+
+
 def _load_optimizer(optimizer, state, path):
     """Moments and step counts from the file; rates, decay and other settings from the present config."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {i: {name: _part_of(value, parameters[i]) for name, value in of.items()} if i < len(parameters) else of
+               for i, of in state["state"].items()}
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     groups = state["param_groups"]
     if len(groups) == len(own):  # settings go in first: torch places the step counts by them
         groups = [{**group, **settings} for group, settings in zip(groups, own, strict=True)]
     try:
-        optimizer.load_state_dict({**state, "param_groups": groups})
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
     except ValueError as error:
         raise ValueError(f"the optimizer of {path} does not fit this run ({error}). Use the config it was made with, or start "
                          f"from its weights with --pretrained.") from error
+
+
+def _part_of(value, parameter):
+    """What this process holds of a moment: as of its parameter; counters are not divided."""
+    divided = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == parameter.shape
+    return sharding.part_like(value, parameter) if divided else value
 
 
 def _refuse_overwriting(job, resumed):

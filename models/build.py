@@ -7,6 +7,7 @@ from models.simmim import build_simmim
 from models.swin import build_swin
 from models.swinv2 import build_swinv2
 from models.vit import build_vit
+from utils import sharding
 from utils.registry import pick
 
 ENCODERS = {"swin": build_swin, "swinv2": build_swinv2, "vit": build_vit}
@@ -38,6 +39,28 @@ def build_model(config, is_pretrain=True):
         else:
             model = build_encoder(config, config.MODEL.NUM_CLASSES, is_pretrain=False)
     return model if torch.get_default_device().type == "meta" else materialize(model)
+
+
+def build_sharded(config, is_pretrain, device, dtype):
+    """The model of a config, its parameters divided among all processes; no process ever holds all of them.
+
+    The weights are those that `build_model(...)` has after the same seed.
+
+    Args:
+        device: torch.device of this process.
+        dtype: what is multiplied in, see utils.sharding.shard; None = float32.
+    """
+    with torch.device("meta"):
+        model = build_model(config, is_pretrain)
+    mesh, units = sharding.make_mesh(device), set(model.units())
+
+    def finished(module):
+        for own, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            getattr(module, own).data = tensor.data.to(device)
+        if module in units or module is model:
+            sharding.shard(module, mesh, dtype)
+
+    return materialize(model, finished)
 
 
 def materialize(model, finished=None):

@@ -3,6 +3,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class DropPath(nn.Module):
@@ -23,6 +24,14 @@ class DropPath(nn.Module):
 
     def extra_repr(self):
         return f"rate={self.rate:.3f}"
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm whose parameters may be less precise than its input, as they are when they are sharded in bfloat16."""
+
+    def forward(self, x):
+        weight, bias = (parameter.to(torch.promote_types(parameter.dtype, x.dtype)) for parameter in (self.weight, self.bias))
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Mlp(nn.Module):
@@ -50,7 +59,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+        self.norm = LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, images):
         channels, height, width = images.shape[1:]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from models.encoder import REBUILT_BUFFERS, Encoder
 from utils.checkpoint import load_checkpoint, weights_of
+from utils.sharding import assign
 
 log = logging.getLogger("simmim.pretrained")
 
@@ -85,7 +86,7 @@ def _load_encoder(encoder, weights, report):
             f"{report.source} holds another encoder than this model: {len(matched)} of {len(own)} tensors match, "
             f"{len(set(foreign))} do not ({example}). Compare MODEL.TYPE, EMBED_DIM, DEPTHS, NUM_HEADS and the patch size of "
             f"--cfg with those of the checkpoint.")
-    encoder.load_state_dict({name: weights[name] for name in matched}, strict=False)
+    assign(encoder, {name: weights[name] for name in matched})
     report.matched += matched
     report.resized += resized
     report.missing += missing
@@ -100,6 +101,6 @@ def _load_decoder(model, weights, report):
     """A pre-training checkpoint also continues the decoder, where it fits."""
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    model.load_state_dict(fitting, strict=False)
+    assign(model, fitting)
     report.matched += list(fitting)
     report.missing += [name for name in own if name not in fitting]

@@ -7,7 +7,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
-from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_layer, stream_dtype, truncated_normal
+from models.layers import (
+    DropPath,
+    LayerNorm,
+    Mlp,
+    PatchEmbed,
+    drop_path_rates,
+    hide_tokens,
+    init_layer,
+    stream_dtype,
+    truncated_normal,
+)
 from models.position import (
     num_table_rows,
     relative_position_index,
@@ -115,10 +125,10 @@ class SwinBlock(nn.Module):
         self.grid = grid
         self.window = attn.window
         self.shifted = shifted
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = attn
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.register_buffer("attn_mask", self._mask_for(grid))
 
@@ -159,7 +169,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim)
 
     def forward(self, x):
         return self.reduction(self.norm(self.gather(x))).to(x.dtype)
@@ -235,7 +245,7 @@ class SwinTransformer(Encoder):
                                       drop=drop_rate, drop_path=next(rates)) for i in range(depth)]
             stages.append(SwinStage(blocks, self.make_merging(dim) if stage < len(depths) - 1 else None))
         self.layers = nn.ModuleList(stages)
-        self.norm = nn.LayerNorm(self.num_features)
+        self.norm = LayerNorm(self.num_features)
         self.head = linear_head(self.num_features, num_classes)
         self.init_weights()
 

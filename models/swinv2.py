@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.layers import LayerNorm
 from models.position import num_table_rows
 from models.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention
 
@@ -91,7 +92,7 @@ class SwinV2Block(SwinBlock):
 
     def __init__(self, dim, *args, extra_norm=False, **kwargs):
         super().__init__(dim, *args, **kwargs)
-        self.norm3 = nn.LayerNorm(dim) if extra_norm else nn.Identity()
+        self.norm3 = LayerNorm(dim) if extra_norm else nn.Identity()
 
     def forward(self, x):
         x = x + self.drop_path(self.norm1(self.attend(x)))
@@ -103,7 +104,7 @@ class PatchMergingV2(PatchMerging):
 
     def __init__(self, dim):
         super().__init__(dim)
-        self.norm = nn.LayerNorm(2 * dim)
+        self.norm = LayerNorm(2 * dim)
 
     def forward(self, x):
         return self.norm(self.reduction(self.gather(x))).to(x.dtype)

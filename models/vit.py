@@ -10,7 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
-from models.layers import DropPath, Mlp, PatchEmbed, drop_path_rates, hide_tokens, init_layer, stream_dtype, truncated_normal
+from models.layers import (
+    DropPath,
+    LayerNorm,
+    Mlp,
+    PatchEmbed,
+    drop_path_rates,
+    hide_tokens,
+    init_layer,
+    stream_dtype,
+    truncated_normal,
+)
 from models.position import (
     num_table_rows,
     relative_position_index_with_class_token,
@@ -94,10 +104,10 @@ class Block(nn.Module):
         else:
             self.gamma_1 = nn.Parameter(torch.full((dim,), float(init_values)))
             self.gamma_2 = nn.Parameter(torch.full((dim,), float(init_values)))
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads, qkv_bias, drop, table_grid)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, grid, shared_bias=None):
@@ -153,8 +163,8 @@ class VisionTransformer(Encoder):
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, rate, init_values, self.grid if use_rpb else None)
             for rate in drop_path_rates(drop_path_rate, depth))
-        self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if use_mean_pooling else None
+        self.norm = nn.Identity() if use_mean_pooling else LayerNorm(embed_dim, eps=NORM_EPS)
+        self.fc_norm = LayerNorm(embed_dim, eps=NORM_EPS) if use_mean_pooling else None
         self.head = linear_head(embed_dim, num_classes)
         self.init_values = init_values
         self.init_cut = init_cut

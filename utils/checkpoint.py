@@ -1,15 +1,22 @@
-"""Checkpoint files: written atomically, read without ever running code from them."""
+"""Checkpoints: one file, or a folder to which every process adds its part of a sharded model.
+
+Both are written atomically and read without ever running code from them.
+"""
 import errno
 import hashlib
 import os
 import re
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 
-EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)\.pth")
+from utils import distributed, sharding
+
+EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)(\.pth)?")  # the name of a folder has no ending
+STATE_FILE = "state.pth"  # what a folder holds beside tensors
 BEST_FILE = "ckpt_best.pth"
 ENCODER_FILE = "encoder.pth"
 USE_PRETRAINED = ("Use the --cfg it was made with; to start from the encoder of another model use --pretrained instead of "
@@ -46,6 +53,8 @@ def remove_unfinished(folder):
     """Remove what a killed process left of a checkpoint it was writing."""
     for path in Path(folder).glob(".*.pth.*.tmp"):
         path.unlink(missing_ok=True)
+    for path in Path(folder).glob(".ckpt_epoch_*.tmp"):
+        shutil.rmtree(path)
 
 
 def load_checkpoint(source):
@@ -53,10 +62,12 @@ def load_checkpoint(source):
 
     Args:
         source: path, or http(s) address (downloaded once into torch.hub's cache).
-    Returns: dictionary. A config pickled by yacs comes back as nested dictionaries.
+    Returns: dictionary. A config pickled by yacs comes back as nested dictionaries; a folder as one file would.
     Raises: FileNotFoundError; ValueError if the file is broken or holds anything but plain data.
     """
     path = _download(source) if urlparse(str(source)).scheme in ("http", "https") else Path(source)
+    if str(source) and path.is_dir():
+        return load_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth file.")
     try:
@@ -101,14 +112,89 @@ def newest_good_checkpoint(folder, report):
     Args:
         folder: run folder.
         report: called with a line of text for each broken file that is passed over.
-    Returns: (path, content), or (None, None).
+    Returns: (path, content as from load_for_resume), or (None, None).
     """
     for path in reversed(epoch_checkpoints(folder).values()):
         try:
-            return path, load_checkpoint(path)
+            return path, load_for_resume(path)
         except ValueError as error:
             report(f"{error} Trying the checkpoint before it.")
     return None, None
+
+
+def save_folder(path, model, optimizer, state):
+    """Write a checkpoint of a sharded model: each process its part, into a folder that appears once it is complete.
+
+    All processes must call it.
+
+    Args:
+        model, optimizer: dictionaries of tensors: {parameter or buffer: tensor}, {parameter: {moment: tensor}}.
+        state: what else belongs to the checkpoint; not tensors. Written by rank 0.
+    Raises: OSError, with an old folder of this name intact.
+    """
+    path = Path(path)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")
+    first = distributed.rank() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    distributed.barrier()
+    sharding.write_tensors(temporary, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
+    if first:
+        save_checkpoint(temporary / STATE_FILE, state)
+        if path.exists():  # a broken one: a good one would have been resumed
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    distributed.barrier()
+
+
+def read_folder(path, model, optimizer):
+    """Fill tensors, whole or sharded, from a folder; see save_folder. All processes must call it."""
+    sharding.read_tensors(path, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
+
+
+def load_folder(path, tensors=True):
+    """The content of a folder as one file would hold it.
+
+    Args:
+        tensors: whether to read them (every one, whole), or only to see that they are there.
+    Raises: ValueError if the folder is broken.
+    """
+    if not (Path(path) / STATE_FILE).is_file():
+        raise ValueError(f"{path} is not a checkpoint: a folder with {STATE_FILE} was expected, as sharded runs write it.")
+    sharding.check_folder(path)
+    content = load_checkpoint(Path(path) / STATE_FILE)
+    if not tensors:
+        return {**content, "folder": str(path)}
+    whole, groups = sharding.read_all_tensors(path), content.pop("optimizer_groups")
+    content["model"] = {name.removeprefix("model."): whole[name] for name in whole if name.startswith("model.")}
+    numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
+    content["optimizer"] = {
+        "state": {numbers[name]: {moment: whole[f"optimizer.{name}.{moment}"] for moment in moments}
+                  for name, moments in moments_in(path).items()},
+        "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]}
+    return content
+
+
+def moments_in(path):
+    """{parameter: {moment: shape}} of the optimizer in a folder."""
+    found = {}
+    for name, described in sharding.check_folder(path).items():
+        owner, _, moment = name.removeprefix("optimizer.").rpartition(".")
+        if name.startswith("optimizer."):
+            found.setdefault(owner, {})[moment] = tuple(described.size)
+    return found
+
+
+def _moments(optimizer):
+    return {f"optimizer.{name}.{moment}": tensor for name, moments in optimizer.items() for moment, tensor in moments.items()}
+
+
+def load_for_resume(source):
+    """As load_checkpoint, but the tensors of a folder stay on disk, to be read in place; `folder` then names it."""
+    return load_folder(source, tensors=False) if Path(source).is_dir() else load_checkpoint(source)
 
 
 def weights_of(content):
@@ -137,4 +223,4 @@ def load_weights(model, content, source, advice=USE_PRETRAINED):
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
     if problems:
         raise ValueError(f"checkpoint {source} is of another model: {'; '.join(problems)}. {advice}")
-    model.load_state_dict(weights)
+    sharding.assign(model, weights)

@@ -78,6 +78,14 @@ def sum_over_processes(tensor):
     return total
 
 
+def largest_over_processes(tensor):
+    """Elementwise maximum of a tensor over all processes, in a new tensor."""
+    largest = tensor.clone()
+    if is_parallel():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def from_rank0(value):
     """The value that rank 0 holds (any picklable object), on every rank."""
     if not is_parallel():

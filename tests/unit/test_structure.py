@@ -50,6 +50,7 @@ def unsafe_calls(tree):
         last = name.rpartition(".")[2]
         if (name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen")
                 or name.startswith(("pickle.", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "marshal.", "shelve."))
+                or last == "Unpickler"
                 or (name == "torch.load" and not safe) or (name == "np.load" and "allow_pickle" in ast.unparse(node))
                 or (last in ("run", "Popen", "call", "check_output") and any(word.arg == "shell" for word in node.keywords))):
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
@@ -82,7 +83,8 @@ def test_file_has_no_call_that_runs_code_from_data(path):
 
 @pytest.mark.parametrize("line", [
     "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)", "eval(text)",
-    "exec(text)", "pickle.load(file)", "pickle.loads(text)", "yaml.load(file)", "yaml.unsafe_load(file)", "os.system(text)",
+    "exec(text)", "pickle.load(file)",
+    "Unpickler(file).load()", "pickle.loads(text)", "yaml.load(file)", "yaml.unsafe_load(file)", "os.system(text)",
     "subprocess.run(text, shell=True)", "np.load(path, allow_pickle=True)"])
 def test_unsafe_call_is_recognised(line):
     assert len(unsafe_calls(ast.parse(line))) == 1

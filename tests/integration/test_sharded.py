@@ -1,0 +1,131 @@
+"""TRAIN.PARALLEL fsdp: the same training as ddp, in checkpoints that any number of processes goes on from."""
+import pytest
+import torch
+
+from utils.checkpoint import load_checkpoint
+
+from ..unit.helpers import largest_difference
+from .recipes import VIT
+from .runs import checkpoint, log_of, losses, records, truncate
+
+SWINV2 = {"MODEL.TYPE": "swinv2", "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": "[1,1]",
+          "MODEL.SWINV2.NUM_HEADS": "[1,2]", "MODEL.SWINV2.WINDOW_SIZE": 4}
+ENCODERS = {"swin": {}, "swinv2": SWINV2, "vit": {**VIT, "MODEL.DROP_PATH_RATE": 0.0}}
+# 12 training images a process in batches of 4; clipping takes effect; 11 validation images do not divide by 2
+COMMON = {"TRAIN.EPOCHS": 2, "DATA.BATCH_SIZE": 4, "TRAIN.CLIP_GRAD": 0.5, "TRAIN.BASE_LR": 0.064}
+FSDP = {"TRAIN.PARALLEL": "fsdp"}
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def both(request, train, images, tmp_path_factory):
+    """Run folders of the same pre-training on two processes, by ddp and by fsdp, and the settings."""
+    settings = {**COMMON, **ENCODERS[request.param], "DATA.VAL_PATH": images / "val"}
+    runs = {kind: train("pretrain", tmp_path_factory.mktemp(f"{request.param}_{kind}"), ranks=2,
+                        settings={**settings, "TRAIN.PARALLEL": kind})[0] for kind in ("ddp", "fsdp")}
+    return runs["ddp"], runs["fsdp"], settings
+
+
+def test_sharded_training_has_the_losses_and_norms_of_ddp(both):
+    ddp, fsdp, _ = both
+    assert len(losses(ddp)) == 6
+    assert losses(fsdp) == pytest.approx(losses(ddp), rel=0, abs=1e-5)
+    norms = [[record["grad_norm"] for record in records(run, "train")] for run in (fsdp, ddp)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_sharded_evaluation_counts_every_image_once(both):
+    ddp, fsdp, _ = both
+    assert [record["images"] for record in records(fsdp, "val")] == [11, 11]
+    assert [record["loss"] for record in records(fsdp, "val")] == pytest.approx(
+        [record["loss"] for record in records(ddp, "val")], abs=1e-5)
+
+
+def test_sharded_checkpoint_is_a_folder_with_the_content_of_a_file(both):
+    ddp, fsdp, _ = both
+    assert (fsdp / "ckpt_epoch_1").is_dir() and not (fsdp / "ckpt_epoch_1.pth").exists()
+    ours, theirs = load_checkpoint(fsdp / "ckpt_epoch_1"), checkpoint(ddp, 1)
+    assert ours.keys() == theirs.keys() and ours["epoch"] == 1
+    assert ours["model"].keys() == theirs["model"].keys()
+    assert all(type(value) is torch.Tensor for value in ours["model"].values())
+    assert ours["optimizer"]["state"].keys() == theirs["optimizer"]["state"].keys()
+    assert [group["params"] for group in ours["optimizer"]["param_groups"]] == [
+        group["params"] for group in theirs["optimizer"]["param_groups"]]
+    for name, value in theirs["model"].items():
+        if not name.endswith("qkv.bias"):  # the bias of Swin's key has no gradient but rounding noise
+            torch.testing.assert_close(ours["model"][name], value, atol=2e-4, rtol=0)
+
+
+def test_encoder_of_a_sharded_run_is_one_ordinary_file(both):
+    _, fsdp, _ = both
+    encoder, whole = load_checkpoint(fsdp / "encoder.pth")["model"], load_checkpoint(fsdp / "ckpt_epoch_1")["model"]
+    assert largest_difference(encoder, {name.removeprefix("encoder."): value for name, value in whole.items()
+                                        if name.startswith("encoder.")}) == 0
+
+
+def test_pictures_of_a_sharded_run_are_drawn(both):
+    _, fsdp, _ = both
+    assert sorted(path.name for path in (fsdp / "reconstructions").iterdir()) == ["epoch_0000.png", "epoch_0001.png"]
+
+
+@pytest.mark.parametrize(("ranks", "kind"), [(2, "fsdp"), (1, "fsdp"), (1, "ddp"), (2, "ddp")])
+def test_sharded_run_goes_on_anywhere_with_the_same_losses(ranks, kind, both, train, tmp_path):
+    """From the folder of epoch 0; one process takes batches twice as large."""
+    _, fsdp, settings = both
+    settings = {**settings, "TRAIN.PARALLEL": kind, "DATA.BATCH_SIZE": 8 // ranks}
+    folder, _ = train("pretrain", tmp_path, "--resume", fsdp / "ckpt_epoch_0", ranks=ranks, settings=settings)
+    assert losses(folder) == pytest.approx(losses(fsdp)[3:], rel=0, abs=1e-5)
+    assert "epoch 0 is done, going on with epoch 1" in log_of(folder)
+
+
+def test_sharded_run_goes_on_from_an_ordinary_file(both, train, tmp_path):
+    ddp, _, settings = both
+    folder, _ = train("pretrain", tmp_path, "--resume", ddp / "ckpt_epoch_0.pth", ranks=2, settings={**settings, **FSDP})
+    assert losses(folder) == pytest.approx(losses(ddp)[3:], rel=0, abs=1e-5)
+
+
+def test_sharded_run_resumes_by_itself_bitwise(train, images, tmp_path):
+    settings = {**COMMON, **FSDP, "DATA.VAL_PATH": images / "val"}
+    whole, _ = train("pretrain", tmp_path / "whole", ranks=2, settings=settings)
+    part, _ = train("pretrain", tmp_path / "part", ranks=2, settings=settings)
+    for path in (*(part / "ckpt_epoch_1").iterdir(), part / "encoder.pth"):
+        path.unlink()
+    (part / "ckpt_epoch_1").rmdir()
+    train("pretrain", tmp_path / "part", ranks=2, settings=settings)
+    ours, theirs = (load_checkpoint(folder / "ckpt_epoch_1") for folder in (part, whole))
+    assert largest_difference(ours["model"], theirs["model"]) == 0
+
+
+@pytest.mark.parametrize("harm", ["cut_off", "no_table_of_contents", "no_state"])
+def test_broken_folder_is_passed_over(harm, train, tmp_path):
+    settings = {**COMMON, **FSDP, "TRAIN.EPOCHS": 2, "VIS_FREQ": 0}
+    folder, _ = train("pretrain", tmp_path, ranks=2, settings=settings)
+    newest = folder / "ckpt_epoch_1"
+    if harm == "cut_off":
+        truncate(max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size))
+    else:
+        (newest / {"no_table_of_contents": ".metadata", "no_state": "state.pth"}[harm]).unlink()
+    _, out = train("pretrain", tmp_path, ranks=2, settings=settings)
+    assert "Trying the checkpoint before it" in out and "epoch 0 is done, going on with epoch 1" in out
+    assert load_checkpoint(newest)["epoch"] == 1  # written again
+
+
+# ---- fine-tuning --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_sharded_finetuning_from_a_checkpoint_equals_ddp(encoder, train, tmp_path):
+    """At another image size, with layer decay, accumulation and recomputed activations."""
+    settings = {**ENCODERS[encoder], "TRAIN.EPOCHS": 1, "MODEL.DROP_PATH_RATE": 0.0}
+    pretrained, _ = train("pretrain", tmp_path, ranks=2, settings={**COMMON, **settings, **FSDP, "TRAIN.EPOCHS": 1})
+    tuning = {**settings, "TRAIN.EPOCHS": 2, "AUG.MIXUP": 0.0, "AUG.CUTMIX": 0.0, "DATA.IMG_SIZE": 64, "TRAIN.LAYER_DECAY": 0.7,
+              "DATA.BATCH_SIZE": 2, "TRAIN.ACCUMULATION_STEPS": 2, "TRAIN.USE_CHECKPOINT": True,
+              "MODEL.SWINV2.WINDOW_SIZE": 8, "MODEL.SWIN.WINDOW_SIZE": 8, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": "[4,4]"}
+    runs = {}
+    for kind in ("ddp", "fsdp"):
+        runs[kind], _ = train("finetune", tmp_path / kind, "--pretrained", pretrained / "ckpt_epoch_0", ranks=2,
+                              settings={**tuning, "TRAIN.PARALLEL": kind})
+    assert len(losses(runs["ddp"])) > 3
+    assert losses(runs["fsdp"]) == pytest.approx(losses(runs["ddp"]), rel=0, abs=1e-5)
+    ours, theirs = ([{key: record[key] for key in ("top1", "images")} for record in records(run, "val")]
+                    for run in (runs["fsdp"], runs["ddp"]))
+    assert ours == theirs and ours[0]["images"] == 11
+    assert type(load_checkpoint(runs["fsdp"] / "ckpt_best.pth")["model"]["head.weight"]) is torch.Tensor

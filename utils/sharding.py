@@ -1,0 +1,192 @@
+"""Models whose parameters are divided among processes (FSDP2), and their tensors as files of a folder.
+
+In a folder every process writes its own part (torch.distributed.checkpoint); any number of processes, or one without a
+process group, can read it again.
+"""
+import os
+import warnings
+from contextlib import contextmanager
+from pickle import Unpickler, UnpicklingError
+
+import torch
+from torch import distributed as dist
+from torch.distributed import checkpoint as sharded_files
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+METADATA = ".metadata"
+# all that the table of contents of a folder may be made of
+DESCRIPTIONS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+}
+
+
+def make_mesh(device):
+    """All processes in one row."""
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def shard(module, mesh, dtype=None):
+    """Divide the parameters of a module, but for those its children have divided already, among the processes.
+
+    Args:
+        module: on its device, with its weights.
+        mesh: from make_mesh.
+        dtype: what parameters are gathered and multiplied in; gradients are averaged in float32, the optimizer has float32
+            parameters. None = float32 throughout.
+    """
+    policy = MixedPrecisionPolicy() if dtype is None else MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def is_sharded(module):
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+@contextmanager
+def gathered(module):
+    """Inside, the parameters that the root of a sharded model holds itself are whole: for methods other than `forward`."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    yield
+    release(module)
+
+
+def release(module):
+    """Give back parameters that are whole because of an evaluation; the optimizer knows the parts only."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def whole(tensor):
+    """The tensor that the processes hold the parts of, on each of them; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state_dict(module, keep=True):
+    """State dict of a possibly sharded module, gathered one tensor at a time; all processes must call it.
+
+    Args:
+        keep: whether this process wants the result (on the CPU if the module is sharded), else {}.
+    """
+    if not is_sharded(module):
+        return module.state_dict() if keep else {}
+    state = {}
+    for name, tensor in module.state_dict().items():
+        tensor = whole(tensor)
+        if keep:
+            state[name] = tensor.cpu()
+    return state
+
+
+def part_like(tensor, target):
+    """The part of a whole tensor that this process holds of `target`; all processes must call it with the same tensor."""
+    if not isinstance(target, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(target.device, target.dtype), target.device_mesh, target.placements)
+
+
+@torch.no_grad()
+def assign(module, weights):
+    """Copy whole tensors, by name, into the parameters and buffers of a possibly sharded module."""
+    own = module.state_dict()
+    for name, tensor in weights.items():
+        own[name].copy_(part_like(tensor, own[name]))
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+def write_tensors(folder, tensors):
+    """Write tensors, each process its own parts; all processes must call it.
+
+    Raises: OSError with the reason.
+    """
+    _run(sharded_files.save, folder, "written", tensors, storage_writer=sharded_files.FileSystemWriter(folder))
+
+
+def read_tensors(folder, tensors):
+    """Fill the given tensors, whole or sharded, in place; all processes must call it.
+
+    Raises: ValueError if one is missing, of another shape, or the folder is broken.
+    """
+    contents = check_folder(folder)
+    missing = [name for name in tensors if name not in contents]
+    shapes = [f"{name} {tuple(contents[name].size)} instead of {tuple(tensors[name].shape)}"
+              for name in tensors if name in contents and contents[name].size != tensors[name].shape]
+    if missing or shapes:
+        raise ValueError(f"{folder} is of another model: {len(missing)} tensors missing, {len(shapes)} of another shape "
+                         f"({', '.join([*missing, *shapes][:3])}).")
+    _run(sharded_files.load, folder, "read", tensors, storage_reader=_Reader(folder))
+
+
+def read_all_tensors(folder):
+    """Every tensor of a folder, whole, on the CPU of this process."""
+    tensors = {name: torch.empty(described.size, dtype=described.properties.dtype)
+               for name, described in check_folder(folder).items()}
+    _run(sharded_files.load, folder, "read", tensors, storage_reader=_Reader(folder), no_dist=True)
+    return tensors
+
+
+def check_folder(folder):
+    """Table of contents of a folder, {name: description with `size`}, once all files it needs are found to be there.
+
+    Raises: ValueError if the folder is broken, or holds more than tensors.
+    """
+    try:
+        metadata = _Reader(folder).read_metadata()
+        contents = metadata.state_dict_metadata
+        others = [name for name, described in contents.items() if not isinstance(described, TensorStorageMetadata)]
+        needed = {}
+        for place in metadata.storage_data.values():
+            needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
+    except (OSError, EOFError, AttributeError, TypeError, IndexError, KeyError, ImportError, UnpicklingError) as error:
+        raise ValueError(f"{folder} is not a readable checkpoint: its table of contents, {METADATA}, is broken "
+                         f"({error}).") from error
+    if others:
+        raise ValueError(f"{folder} holds more than tensors ({others[0]}): refused.")
+    for name, size in needed.items():
+        path = os.path.join(folder, name)
+        if os.path.basename(name) != name or not os.path.isfile(path) or os.path.getsize(path) < size:
+            raise ValueError(f"{folder} is not a readable checkpoint: its file {name} is missing or cut off.")
+    return contents
+
+
+class _Contents(Unpickler):
+    """Reads a table of contents, which is a pickle, without letting it name anything but descriptions of tensors."""
+
+    def find_class(self, module, name):
+        if name not in DESCRIPTIONS.get(module, ()):
+            raise UnpicklingError(f"it holds {module}.{name}, which is not a description of tensors; nothing was run")
+        return super().find_class(module, name)
+
+
+class _Reader(sharded_files.FileSystemReader):
+    """Reads the files of a folder without ever running code from them."""
+
+    def read_metadata(self, *args, **kwargs):
+        with open(os.path.join(self.path, METADATA), "rb") as file:
+            metadata = _Contents(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def _run(action, folder, done, tensors, **options):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(no process group|assuming the intent|single process).*")
+        try:
+            action(tensors, **options)
+        except CheckpointException as error:  # collects what went wrong on any process; derives from BaseException
+            reason = next(iter(error.failures.values()))[0]
+            raise OSError(f"{folder} could not be {done}: {reason}") from error
