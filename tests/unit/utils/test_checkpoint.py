@@ -96,10 +96,14 @@ def test_file_that_holds_no_dictionary_is_refused(tmp_path, content):
         load_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("name", ["absent.pth", ""])
-def test_missing_file_is_an_error(tmp_path, name):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_checkpoint(tmp_path / name)
+        load_checkpoint(tmp_path / "absent.pth")
+
+
+def test_folder_that_is_no_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a checkpoint: a folder with state\.pth was expected"):
+        load_checkpoint(tmp_path)
 
 
 # ---- addresses ----------------------------------------------------------------------------------------------------
