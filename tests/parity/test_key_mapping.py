@@ -12,7 +12,7 @@ from models.pretrained import load_pretrained
 from .recorded import SIMMIM, case_names, load_json, load_npz, opts_of, tensors
 
 MAPPED = [name for name in case_names("key_mapping") if "fails" not in name]
-REBUILT = ("relative_position_index", "attn_mask")  # buffers that the new model computes itself
+REBUILT = ("relative_position_index", "relative_coords_table", "attn_mask")  # the new model computes these buffers itself
 TABLE = "relative_position_bias_table"
 SHARED_TABLE = f"rel_pos_bias.{TABLE}"  # of ViT; fills the tables of all blocks
 
@@ -81,11 +81,12 @@ def test_mapped_weights_equal_those_of_the_checkpoint(mapped):
     assert_equal_weights(mapped, recorded)
 
 
+@pytest.mark.parametrize("mapped", [name for name in MAPPED if "swinv2" not in name], indirect=True)  # which has no tables
 def test_mapped_tables_match_the_record(mapped):
     """Cases of equal size record no change: the tables that the model has are then those of the checkpoint."""
     tables = {name for name in mapped.parameters if name.endswith(TABLE)}
     expected = mapped.tables or {name: mapped.source[name] for name in tables}
-    assert set(expected) == tables
+    assert tables and set(expected) == tables
     assert {name: (mapped.after[name] - expected[name]).abs().max().item() for name in tables
             if not torch.allclose(mapped.after[name], expected[name], atol=1e-5, rtol=0)} == {}
 
@@ -186,3 +187,104 @@ def test_vit_table_is_resized_in_place_as_the_recorded_copy_is(is_shared, tmp_pa
     for name in names:
         torch.testing.assert_close(loaded.after[name], expected, atol=1e-5, rtol=0)
     assert sorted(loaded.report.resized) == names
+
+
+# From pre-training at 192 px in windows of 12 to the sizes that are fine-tuned: half the pixels in patches of half the
+# size, so that maps and windows are the real ones (48, 24, 12 and 6 tokens, of which the last is one window of 6).
+
+PRETRAINED_WINDOWS = [12, 12, 12, 6]
+NEW_WINDOWS = {"224_window14": (112, 14), "256_window16": (128, 16), "512_window16": (256, 16)}
+each_new_window = pytest.mark.parametrize(("size", "window"), NEW_WINDOWS.values(), ids=NEW_WINDOWS.keys())
+LOGGER = "simmim.swinv2"
+
+
+def four_stages(encoder, size, window, **overrides):
+    values = {"PATCH_SIZE": 2, "EMBED_DIM": 4, "DEPTHS": [1, 2, 1, 1], "NUM_HEADS": [1, 1, 2, 2], "WINDOW_SIZE": window}
+    return {"MODEL.TYPE": encoder, "MODEL.NUM_CLASSES": 5, "DATA.IMG_SIZE": size, "DATA.MASK_PATCH_SIZE": 16} | {
+        f"MODEL.{encoder.upper()}.{key}": value for key, value in (values | overrides).items()}
+
+
+def pretrained_at_192(encoder, tmp_path):
+    """(model, file) of a pre-training model."""
+    model = perturb(build_model(load_config(opts=opts_of(four_stages(encoder, 96, 12)))), seed=1)
+    path = tmp_path / "pretrained.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return model, path
+
+
+def classifier_of(encoder, size, window, **overrides):
+    config = load_config(opts=opts_of(four_stages(encoder, size, window, **overrides)))
+    return perturb(build_model(config, is_pretrain=False), seed=2)
+
+
+def bias_tables(encoder):
+    """(2w-1, 2w-1, heads) of each block."""
+    return {name: module.bias_table().detach().view(2 * module.window[0] - 1, 2 * module.window[1] - 1, -1)
+            for name, module in encoder.named_modules() if name.endswith(".attn")}
+
+
+@each_new_window
+@pytest.mark.parametrize(("encoder", "overrides"), [("swin", {}), ("swinv2", {"PRETRAINED_WINDOW_SIZES": PRETRAINED_WINDOWS})])
+def test_model_pretrained_at_192_can_be_trained_on_in_a_larger_window(encoder, overrides, size, window, tmp_path):
+    source, path = pretrained_at_192(encoder, tmp_path)
+    model = classifier_of(encoder, size, window, **overrides)
+    report = load_pretrained(model, path)
+    parameters = dict(model.named_parameters())
+    tables = {name for name in parameters if name.endswith(TABLE)}
+    assert len(tables) == (5 if encoder == "swin" else 0) and set(report.resized) == tables
+    assert sorted(report.missing) == ["head.bias", "head.weight"] and report.unexpected == ["mask_token"]
+    weights = dict(source.encoder.named_parameters())
+    assert [name for name in parameters.keys() - tables - set(report.missing)
+            if not torch.equal(parameters[name], weights[name])] == []
+
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
+    loss = torch.nn.functional.cross_entropy(model(images), torch.tensor([1, 4]))
+    loss.backward()
+    assert loss.isfinite()
+    assert [name for name, parameter in parameters.items() if not parameter.grad.isfinite().all()] == []
+
+
+@each_new_window
+def test_bias_of_an_offset_is_that_of_pretraining_when_the_pretrained_windows_are_told(size, window, tmp_path):
+    """The offsets of the smaller window lie in the middle of the larger one's."""
+    source, path = pretrained_at_192("swinv2", tmp_path)
+    told = classifier_of("swinv2", size, window, PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS)
+    untold = classifier_of("swinv2", size, window)
+    for model in (told, untold):
+        load_pretrained(model, path)
+    for name, expected in bias_tables(source.encoder).items():
+        border = (len(bias_tables(told)[name]) - len(expected)) // 2
+        assert border > 0
+        middle, other = (bias_tables(model)[name][border:-border, border:-border] for model in (told, untold))
+        torch.testing.assert_close(middle, expected, atol=1e-5, rtol=0)
+        assert (other - expected).abs().max() > 1e-2
+
+
+@each_new_window
+def test_windows_that_differ_are_warned_of_when_the_pretrained_ones_are_not_told(size, window, tmp_path, caplog):
+    _, path = pretrained_at_192("swinv2", tmp_path)
+    model = classifier_of("swinv2", size, window)
+    with caplog.at_level("WARNING", logger=LOGGER):
+        load_pretrained(model, path)
+    record, = [record for record in caplog.records if record.name == LOGGER]
+    assert record.levelname == "WARNING" and "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES" in record.getMessage()
+    for stage, side in enumerate(PRETRAINED_WINDOWS):
+        assert f"stage {stage}: {side} x {side}" in record.getMessage()
+
+
+def test_only_stages_that_are_not_told_are_warned_of(tmp_path, caplog):
+    _, path = pretrained_at_192("swinv2", tmp_path)
+    model = classifier_of("swinv2", 112, 14, PRETRAINED_WINDOW_SIZES=[12, 12, 0, 6])
+    with caplog.at_level("WARNING", logger=LOGGER):
+        load_pretrained(model, path)
+    assert "stage 2: 12 x 12" in caplog.text and not any(f"stage {stage}" in caplog.text for stage in (0, 1, 3))
+
+
+@pytest.mark.parametrize(("size", "window", "pretrained_windows"),
+                         [(112, 14, PRETRAINED_WINDOWS), (256, 16, PRETRAINED_WINDOWS), (96, 12, [0, 0, 0, 0])])
+def test_nothing_is_warned_of_when_the_pretrained_windows_are_told_or_kept(size, window, pretrained_windows, tmp_path, caplog):
+    _, path = pretrained_at_192("swinv2", tmp_path)
+    model = classifier_of("swinv2", size, window, PRETRAINED_WINDOW_SIZES=pretrained_windows)
+    with caplog.at_level("WARNING", logger=LOGGER):
+        load_pretrained(model, path)
+    assert [record for record in caplog.records if record.name == LOGGER] == []

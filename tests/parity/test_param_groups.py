@@ -11,14 +11,14 @@ from optimizer import build_optimizer
 
 from .recorded import case_names, load_json, names_of_groups, recipe_path
 
-PRETRAIN = case_names("param_groups", "simmim_pretrain*.json")
-FINETUNE = case_names("param_groups", "simmim_finetune*.json")
+PRETRAIN = case_names("param_groups", "*simmim_pretrain*.json")
+FINETUNE = case_names("param_groups", "*simmim_finetune*.json")
 
 
 @functools.cache
 def groups_of(name):
     """[(group, parameter names)] in optimizer order; the model has shapes but no memory."""
-    is_pretrain = name.startswith("simmim_pretrain")
+    is_pretrain = name in PRETRAIN
     config = load_config(recipe_path(name))
     with torch.device("meta"):
         model = build_model(config, is_pretrain=is_pretrain)
