@@ -109,6 +109,18 @@ def test_broken_folder_is_passed_over(harm, train, tmp_path):
     assert load_checkpoint(newest)["epoch"] == 1  # written again
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_sharded_training_in_mixed_precision_stays_near_ddp(encoder, train, tmp_path):
+    """Not equal: parameters are gathered in bfloat16, those of norms, too."""
+    settings = {**COMMON, **ENCODERS[encoder], "TRAIN.EPOCHS": 1, "AMP_OPT_LEVEL": "O1", "VIS_FREQ": 0}
+    runs = [train("pretrain", tmp_path / kind, ranks=2, settings={**settings, "TRAIN.PARALLEL": kind}) for kind in ("ddp", "fsdp")]
+    assert all("mixed bfloat16" in out for _, out in runs)
+    ddp, fsdp = (losses(folder) for folder, _ in runs)
+    assert fsdp == pytest.approx(ddp, rel=0.01) and fsdp != ddp
+    state = load_checkpoint(runs[1][0] / "ckpt_epoch_0")
+    assert all(value.dtype == torch.float32 for value in state["model"].values() if value.is_floating_point())
+
+
 # ---- fine-tuning --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -129,3 +141,29 @@ def test_sharded_finetuning_from_a_checkpoint_equals_ddp(encoder, train, tmp_pat
                     for run in (runs["fsdp"], runs["ddp"]))
     assert ours == theirs and ours[0]["images"] == 11
     assert type(load_checkpoint(runs["fsdp"] / "ckpt_best.pth")["model"]["head.weight"]) is torch.Tensor
+
+
+# ---- export -------------------------------------------------------------------------------------------------------
+
+def test_sharded_checkpoint_becomes_one_file_that_resumes(both, forks, train, tmp_path):
+    _, fsdp, settings = both
+    target = tmp_path / "whole.pth"
+    forks.run("tools/consolidate.py", fsdp / "ckpt_epoch_0", target).checked()
+    folder, _ = train("pretrain", tmp_path, "--resume", target, settings={**settings, "DATA.BATCH_SIZE": 8})
+    assert losses(folder) == pytest.approx(losses(fsdp)[3:], rel=0, abs=1e-5)
+
+
+def test_sharded_checkpoint_gives_its_encoder(both, forks, tmp_path):
+    _, fsdp, _ = both
+    target = tmp_path / "encoder.pth"
+    forks.run("tools/consolidate.py", fsdp / "ckpt_epoch_1", target, "--encoder").checked()
+    ours, theirs = (load_checkpoint(path)["model"] for path in (target, fsdp / "encoder.pth"))
+    assert largest_difference(ours, theirs) == 0
+
+
+def test_consolidating_writes_over_nothing(both, forks, tmp_path):
+    _, fsdp, _ = both
+    (tmp_path / "there.pth").write_text("precious")
+    result = forks.run("tools/consolidate.py", fsdp / "ckpt_epoch_1", tmp_path / "there.pth")
+    assert result.code == 2 and "exists and is not written over" in result.err
+    assert (tmp_path / "there.pth").read_text() == "precious"

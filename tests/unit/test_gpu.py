@@ -2,7 +2,10 @@
 import pytest
 import torch
 
+from torch import distributed as dist
+
 from engine import Updater
+from models.build import build_sharded
 from optimizer import build_optimizer
 from utils.precision import build_precision
 
@@ -79,3 +82,26 @@ def test_another_image_size_works_on_the_device(encoder):
     with torch.no_grad():
         features, = tiny_model(encoder).eval().to(DEVICE)(random_images(2, 3, 40, 72).to(DEVICE))
     assert features.device == DEVICE and features.shape[2:] == (5, 9) and features.isfinite().all()
+
+
+@pytest.fixture
+def process_group():
+    """One process in a group of one."""
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("encoder", TINY)
+def test_sharded_model_trains_as_the_whole_one(encoder, process_group):
+    """In fp32 equal, in bfloat16 near; the norm is a plain tensor."""
+    for level, tolerance in (("O0", 1e-5), ("O1", 0.02)):
+        whole = make_updater(encoder, level)
+        torch.manual_seed(1)
+        precision = build_precision(level, "native", DEVICE)
+        model = build_sharded(tiny_config(encoder), True, DEVICE, precision.dtype).train()
+        sharded = Updater(model, build_optimizer(tiny_config(encoder), model), precision, clip=5.0)
+        for _ in range(3):
+            (loss, norm), (expected, expected_norm) = (updater.update(losses_of(encoder)) for updater in (sharded, whole))
+            assert type(norm) is torch.Tensor and norm.item() == pytest.approx(expected_norm.item(), rel=10 * tolerance)
+            assert loss.item() == pytest.approx(expected.item(), rel=tolerance)

@@ -1,0 +1,41 @@
+"""Write a checkpoint as one ordinary file: of a sharded run (a folder), or only the part that is wanted.
+
+  python tools/consolidate.py output/simmim_pretrain/giant/ckpt_epoch_799 giant.pth           everything, resumes under ddp
+  python tools/consolidate.py output/simmim_pretrain/giant/ckpt_epoch_799 giant.safetensors --encoder
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
+
+from utils.checkpoint import load_checkpoint, save_checkpoint, weights_of  # noqa: E402
+from utils.cli import run  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder ckpt_epoch_N of a sharded run, or any checkpoint file")
+    parser.add_argument("target", type=Path, help=".pth, or .safetensors (weights alone)")
+    parser.add_argument("--encoder", action="store_true", help="only the weights of the encoder, for --pretrained")
+    args = parser.parse_args()
+    if args.target.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{args.target} must end in .pth or .safetensors.")
+    if args.target.exists():
+        raise ValueError(f"{args.target} exists and is not written over: choose another name.")
+    content = load_checkpoint(args.source)
+    weights = weights_of(content)
+    if args.encoder:
+        weights = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+        if not weights:
+            raise ValueError(f"{args.source} has no encoder inside a pre-training model: --encoder does not apply.")
+    if args.target.suffix == ".safetensors":
+        content = weights
+    elif args.encoder:
+        content = {"model": weights, **{key: content[key] for key in ("epoch", "config") if key in content}}
+    save_checkpoint(args.target, content)
+    print(f"{args.target}: {len(weights)} tensors, {args.target.stat().st_size / 2 ** 20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    run(main)
