@@ -38,6 +38,16 @@ def log_spaced_offsets(window, pretrained_window=0):
     return offsets.sign() * (offsets.abs() + 1.0).log2() / math.log2(8)
 
 
+def trained_window(table):
+    """(h, w) of the windows that a table of `log_spaced_offsets` counts its offsets in; 1 where it has no offsets but 0."""
+    window = []
+    for axis, length in enumerate(table.shape[1:3]):
+        # the smallest offset is log2(8 / (side - 1) + 1) / 3
+        smallest = table[0].select(1 - axis, 0)[length // 2 + 1, axis].item() if length > 1 else 0.0
+        window.append(1 + round(8 / (8 ** smallest - 1)) if smallest > 0 else 1)
+    return tuple(window)
+
+
 class CosineWindowAttention(WindowAttention):
     """Attention by cosine similarity with a learned temperature per head; a small network gives the position bias.
 
@@ -149,26 +159,17 @@ class SwinTransformerV2(SwinTransformer):
 
     def resize_state_dict(self, state_dict):
         """As the first version. The position bias needs no resizing, but must know the windows it was trained in."""
-        untold = {}
-        for name, table in state_dict.items():
-            attention = self._attention_of(name)
-            if attention is not None and table.shape != attention.relative_coords_table.shape:
-                stage = int(name.split(".")[1])
-                if not self.pretrained_window_sizes[stage]:
-                    untold[stage] = tuple((side + 1) // 2 for side in table.shape[1:3])
-        if untold:
-            windows = ", ".join(f"stage {stage}: {h} x {w}" for stage, (h, w) in untold.items())
-            log.warning("the position bias of the checkpoint was trained in other windows (%s) and will see other offsets "
-                        "here: set MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", windows)
+        trained, mistaken = [0] * len(self.layers), False
+        for stage, layer in enumerate(self.layers):
+            table = state_dict.get(f"layers.{stage}.blocks.0.attn.relative_coords_table")
+            if table is not None and table.ndim == 4:
+                own, theirs = trained_window(layer.blocks[0].attn.relative_coords_table), trained_window(table)
+                trained[stage] = max(theirs)
+                mistaken |= any(a > 1 and b > 1 and a != b for a, b in zip(own, theirs, strict=True))
+        if mistaken:
+            log.warning("the position bias of the checkpoint was trained in other windows and sees offsets of another scale "
+                        "here: set MODEL.SWINV2.PRETRAINED_WINDOW_SIZES %s", trained)
         return super().resize_state_dict(state_dict)
-
-    def _attention_of(self, name):
-        """The attention whose table of offsets `name` is, or None."""
-        path, _, own = name.rpartition(".")
-        try:
-            return self.get_submodule(path) if own == "relative_coords_table" else None
-        except AttributeError:
-            return None
 
 
 def build_swinv2(config, img_size, num_classes, is_pretrain):

@@ -1,4 +1,4 @@
-"""The command lines of the official repository with the recipe files of published models; only --opts makes the models small."""
+"""The command lines of the official repository with the recipes of published models; only --opts makes the models small."""
 from types import SimpleNamespace
 
 import pytest

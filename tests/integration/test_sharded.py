@@ -113,7 +113,8 @@ def test_broken_folder_is_passed_over(harm, train, tmp_path):
 def test_sharded_training_in_mixed_precision_stays_near_ddp(encoder, train, tmp_path):
     """Not equal: parameters are gathered in bfloat16, those of norms, too."""
     settings = {**COMMON, **ENCODERS[encoder], "TRAIN.EPOCHS": 1, "AMP_OPT_LEVEL": "O1", "VIS_FREQ": 0}
-    runs = [train("pretrain", tmp_path / kind, ranks=2, settings={**settings, "TRAIN.PARALLEL": kind}) for kind in ("ddp", "fsdp")]
+    runs = [train("pretrain", tmp_path / kind, ranks=2, settings={**settings, "TRAIN.PARALLEL": kind})
+            for kind in ("ddp", "fsdp")]
     assert all("mixed bfloat16" in out for _, out in runs)
     ddp, fsdp = (losses(folder) for folder, _ in runs)
     assert fsdp == pytest.approx(ddp, rel=0.01) and fsdp != ddp

@@ -1,7 +1,6 @@
 """What only a CUDA device can show: bf16 steps, no waiting for the device, skipping on the device."""
 import pytest
 import torch
-
 from torch import distributed as dist
 
 from engine import Updater
