@@ -92,6 +92,19 @@ def test_recipe_runs_under_its_own_name(name):
     assert load_config(RECIPES[name]).TAG == name
 
 
+def commands_of(name):
+    """The commands of a recipe's header, on one line each."""
+    text = RECIPES[name].read_text(encoding="utf-8").replace("\\\n#", " ")
+    return [" ".join(line.split()[2:]) for line in text.splitlines() if line.startswith(("# Command:", "# Evaluate:"))]
+
+
+@each_recipe
+def test_readme_has_the_commands_of_the_recipe(name):
+    readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
+    assert len(commands_of(name)) == (1 if "pretrain" in name else 2)
+    assert [command for command in commands_of(name) if command not in readme] == []
+
+
 # ---- blocks ---------------------------------------------------------------------------------------------------------
 
 def shapes_of(config):
@@ -145,6 +158,8 @@ def inputs_of(shape):
 def test_full_size_block_learns_from_an_image(name, stage):
     """In shifted windows where there is more than one. Every parameter has a gradient, finite and not zero everywhere."""
     block, shape = block_of(name, stage)
+    if shape[0] != "vit":
+        assert (block.grid, block.window) == (shape[3], (shape[4],) * 2)
     x, *others = inputs_of(shape)
     x.requires_grad_()
     out = block(x, *others)
