@@ -46,8 +46,8 @@ def num_table_rows(window):
 def source_window(num_rows, index=None, like=(1, 1)):
     """The window a bias table was made for.
 
-    A square table says it itself; for another one its position index tells height and width, or else the aspect ratio
-    of `like`, the window it will be used for.
+    The position index stored beside it tells height and width. Without one, a table that can be square is; else the aspect
+    ratio of `like`, the window it will be used for, decides.
 
     Args:
         num_rows: rows of the table without extra rows.
@@ -60,8 +60,12 @@ def source_window(num_rows, index=None, like=(1, 1)):
     if index is not None:
         fits = [(h, w) for h, w in fits
                 if h * w == index.shape[0] and torch.equal(relative_position_index((h, w)), index.cpu())]
-    # nearest aspect ratio; a square first where the target is square
-    return min(fits, key=lambda hw: abs(np.log(hw[0] / hw[1]) - np.log(like[0] / like[1])), default=None)
+    return _likeliest(fits, like)
+
+
+def _likeliest(grids, like):
+    """The square one, as released models have it, or the one whose aspect ratio is nearest to `like`; None without any."""
+    return min(grids, key=lambda hw: (hw[0] != hw[1], abs(np.log(hw[0] / hw[1]) - np.log(like[0] / like[1]))), default=None)
 
 
 def resize_bias_table(table, source, target, num_extra=0):
@@ -135,7 +139,9 @@ def resize_position_embedding(embedding, source, target, num_extra=0):
     return torch.cat([extra, grid.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
-def source_grid(num_tokens, like=(1, 1)):
-    """The patch grid of an embedding of `num_tokens` rows: the divisors nearest to the aspect ratio of `like`."""
+def source_grid(num_tokens, like=(1, 1), index=None):
+    """The patch grid of an embedding of `num_tokens` rows; arguments and choice as in `source_window`."""
     fits = [(h, num_tokens // h) for h in range(1, num_tokens + 1) if num_tokens % h == 0]
-    return min(fits, key=lambda hw: abs(np.log(hw[0] / hw[1]) - np.log(like[0] / like[1])))
+    if index is not None and index.shape[0] == num_tokens:
+        fits = [grid for grid in fits if torch.equal(relative_position_index(grid), index.cpu())] or fits
+    return _likeliest(fits, like)

@@ -237,16 +237,18 @@ class VisionTransformer(Encoder):
             table = out.pop(shared)
             tables = [name for name in own if name.startswith("blocks.") and name.endswith("relative_position_bias_table")]
             out.update(dict.fromkeys(tables, table))
+        # of any table, they are all alike; without the class token
+        index = next((value[1:, 1:] for name, value in state_dict.items() if name.endswith("relative_position_index")), None)
         for name, value in out.items():
             if name not in own or value.shape == own[name].shape:
                 continue
             if name.endswith("relative_position_bias_table") and value.shape[1] == own[name].shape[1]:
-                source = source_window(value.shape[0] - CLASS_TOKEN_ROWS, like=self.grid)
+                source = source_window(value.shape[0] - CLASS_TOKEN_ROWS, index, like=self.grid)
                 if source:
                     out[name] = resize_bias_table(value, source, self.grid, num_extra=CLASS_TOKEN_ROWS)
                     resized.append(name)
             elif name == "pos_embed" and value.shape[2] == own[name].shape[2]:
-                source = source_grid(value.shape[1] - 1, like=self.grid)
+                source = source_grid(value.shape[1] - 1, like=self.grid, index=index)
                 out[name] = resize_position_embedding(value, source, self.grid, num_extra=1)
                 resized.append(name)
         return out, resized

@@ -123,6 +123,18 @@ def test_source_window_is_found_from_the_index_where_the_aspect_misleads():
         assert source_window(105, relative_position_index(window), like=(1, 1)) == window
 
 
+@pytest.mark.parametrize("like", [(7, 14), (16, 8), (4, 16), (5, 9)])
+@pytest.mark.parametrize("side", [8, 14])
+def test_source_that_can_be_square_is_square(side, like):
+    """14 * 14 tokens are also 7 * 28, nearer to a wide target; but released models are square."""
+    assert source_grid(side * side, like) == source_window(num_table_rows((side, side)), like=like) == (side, side)
+
+
+def test_source_grid_is_found_from_the_index_where_the_aspect_misleads():
+    for grid in ((4, 8), (8, 4), (2, 16)):
+        assert source_grid(32, (1, 1), relative_position_index(grid)) == grid
+
+
 def test_source_window_is_none_when_no_window_has_that_many_rows():
     assert source_window(16) is None
 
