@@ -2,18 +2,16 @@
 
 Both are written atomically and read without ever running code from them.
 """
-import errno
 import hashlib
 import os
 import re
 import shutil
-from collections import OrderedDict
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 
-from utils import distributed, sharding
+from utils import distributed, formats, sharding
 
 EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)(\.pth)?")  # the name of a folder has no ending
 STATE_FILE = "state.pth"  # what a folder holds beside tensors
@@ -21,38 +19,35 @@ BEST_FILE = "ckpt_best.pth"
 ENCODER_FILE = "encoder.pth"
 USE_PRETRAINED = ("Use the --cfg it was made with; to start from the encoder of another model use --pretrained instead of "
                   "--resume.")
-# official files hold a pickled yacs node beside the weights; it is read as a plain dictionary
-PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode")]
 
 
 def save_checkpoint(path, state):
     """Write a checkpoint so that a crash leaves either the old file or the new one, never a part.
 
     Args:
-        path: destination.
+        path: destination; one that ends in .safetensors holds weights, numbers and text only.
         state: dictionary of tensors, numbers, text and containers of them.
-    Raises: OSError (disk full, no permission) with the old file intact.
+    Raises: OSError (disk full, no permission) with the old file intact; ValueError on what the format can't hold.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write = formats.write_safetensors if formats.is_safetensors(path) else formats.write_torch
     try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write(temporary, state)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # how torch reports that a write failed
+        if isinstance(error, formats.WRITE_ERRORS):
             raise OSError(f"{path} could not be written (is the disk full?): {error}") from error
         raise
 
 
 def remove_unfinished(folder):
     """Remove what a killed process left of a checkpoint it was writing."""
-    for path in Path(folder).glob(".*.pth.*.tmp"):
-        path.unlink(missing_ok=True)
+    for ending in ("pth", "safetensors"):
+        for path in Path(folder).glob(f".*.{ending}.*.tmp"):
+            path.unlink(missing_ok=True)
     for path in Path(folder).glob(".ckpt_epoch_*.tmp"):
         shutil.rmtree(path)
 
@@ -69,16 +64,9 @@ def load_checkpoint(source):
     if str(source) and path.is_dir():
         return load_folder(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth file.")
-    try:
-        with torch.serialization.safe_globals(PLAIN_DATA):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds: zip, pickle, runtime, end of file
-        unreachable = isinstance(error, OSError) and error.errno != errno.EINVAL  # EINVAL: a seek in a cut file
-        if unreachable or isinstance(error, MemoryError):
-            raise  # the file may be fine: nothing to conclude about it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint: broken, or holding more than plain data ({reason}).") from error
+        raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth or .safetensors "
+                                f"file.")
+    content = formats.read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected a dictionary of weights.")
     return content
@@ -198,11 +186,14 @@ def load_for_resume(source):
 
 
 def weights_of(content):
-    """The state dict inside a checkpoint: under `model` or `state_dict`, or the content itself."""
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            return content[key]
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    """The state dict inside a checkpoint: under `model` or `state_dict`, or the content itself.
+
+    Names are without what DistributedDataParallel and torch.compile add, and `rpe_mlp`, an early name of SwinV2's
+    `cpb_mlp`, is brought up to date.
+    """
+    weights = next((content[key] for key in formats.WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
+    return {str(name).removeprefix("module.").replace("_orig_mod.", "").replace(".rpe_mlp.", ".cpb_mlp."): value
+            for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
 def load_weights(model, content, source, advice=USE_PRETRAINED):

@@ -1,11 +1,17 @@
 """Checkpoint files: written whole or not at all, read without running code."""
 import os
+import pickle
+import stat
+import subprocess
 import threading
+import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from yacs.config import CfgNode
 
 from utils.checkpoint import (
@@ -13,6 +19,7 @@ from utils.checkpoint import (
     load_checkpoint,
     load_weights,
     newest_good_checkpoint,
+    remove_unfinished,
     save_checkpoint,
     weights_of,
 )
@@ -20,14 +27,14 @@ from utils.checkpoint import (
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "config": "SEED: 1\n", "best": 0.5}
 
 
-class Malicious:
-    """Pickled as a call that makes a folder."""
+class Call:
+    """Pickled as a call."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
+        return self.call
 
 
 def test_saved_checkpoint_loads_as_it_was(tmp_path):
@@ -63,12 +70,48 @@ def test_save_reaches_the_disk_before_it_replaces_the_old_file(tmp_path, monkeyp
     assert order == ["fsync", "replace"]
 
 
-def test_malicious_pickle_is_refused_and_not_run(tmp_path):
-    made = tmp_path / "made"
-    torch.save({"model": {}, "config": Malicious(made)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a\.pth is not a readable checkpoint: broken, or holding more than plain data"):
+ATTACKS = {  # what the message names: the call, given the file that it would write
+    f"{os.name}.system": lambda marker: Call(os.system, f"touch {marker}"),
+    r"(subprocess|commands)\.check_call": lambda marker: Call(subprocess.check_call, ["touch", str(marker)]),
+    "eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_malicious_pickle_is_refused_by_name_and_not_run(attack, is_zip, tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "a.pth"
+    content = {"model": {"weight": torch.ones(1)}, "config": ATTACKS[attack](marker)}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=rf"a\.pth holds {attack}, which is code, not data: refused, nothing was run\."):
+        load_checkpoint(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the attack is one: an unprotected reader runs it
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_malicious_pickle_that_torch_did_not_write_is_refused_and_not_run(protocol, tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "a.pth"
+    path.write_bytes(pickle.dumps({"model": Call(os.system, f"touch {marker}")}, protocol))
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"a\.pth (holds .*system, which is code|is not a readable "
+                                                                    r"checkpoint: .*nothing of it was run)"):
+        warnings.simplefilter("error")
+        load_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_class_of_another_library_is_refused_with_what_to_do(tmp_path):
+    torch.save({"model": {}, "args": stat.S_ISDIR}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"holds _stat\.S_ISDIR, which is code.*save the weights alone: torch\.save\("):
         load_checkpoint(tmp_path / "a.pth")
-    assert not made.exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_both_formats_of_torch_are_read(is_zip, tmp_path):
+    torch.save(STATE | {"config": CfgNode({"SEED": 1})}, tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)
+    content = load_checkpoint(tmp_path / "a.pth")
+    assert torch.equal(content["model"]["weight"], STATE["model"]["weight"]) and content["config"]["SEED"] == 1
 
 
 def test_official_checkpoint_with_a_pickled_config_comes_back_as_plain_data(tmp_path):
@@ -82,11 +125,24 @@ def test_official_checkpoint_with_a_pickled_config_comes_back_as_plain_data(tmp_
         node = next(iter(node.values()))
 
 
-@pytest.mark.parametrize("content", [b"", b"half a fi", b"\x00\x01\x02garbage"])
-def test_broken_file_is_named(tmp_path, content):
-    (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.pth is not a readable checkpoint"):
-        load_checkpoint(tmp_path / "a.pth")
+@pytest.mark.parametrize("content", [b"", b"half a fi", b"\x00\x01\x02garbage", b"\xff" * 40])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_broken_file_is_named_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is not a readable checkpoint: broken") as refusal:
+        load_checkpoint(tmp_path / name)
+    assert "\n" not in str(refusal.value) and "code" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
+def test_truncated_file_is_named_in_one_line(tmp_path, name, kept):
+    save_checkpoint(tmp_path / name, {"model": {"weight": torch.zeros(50, 50)}, "epoch": 1})
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:int(len(whole) * kept)])
+    with pytest.raises(ValueError, match=rf"{name} is not a readable checkpoint: broken.*nothing of it was run") as refusal:
+        load_checkpoint(tmp_path / name)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3)])
@@ -104,6 +160,90 @@ def test_missing_file_is_an_error(tmp_path):
 def test_folder_that_is_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"is not a checkpoint: a folder with state\.pth was expected"):
         load_checkpoint(tmp_path)
+
+
+# ---- safetensors --------------------------------------------------------------------------------------------------
+
+def test_safetensors_file_holds_weights_numbers_and_text(tmp_path):
+    state = STATE | {"note": None, "done": True}
+    save_checkpoint(tmp_path / "new" / "a.safetensors", state)
+    content = load_checkpoint(tmp_path / "new" / "a.safetensors")
+    assert torch.equal(content.pop("model")["weight"], STATE["model"]["weight"])
+    assert content == {"epoch": 3, "config": "SEED: 1\n", "best": 0.5, "note": None, "done": True}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", None])
+def test_safetensors_file_can_be_read_by_others(key, tmp_path):
+    weights = {"weight": torch.randn(2, 3).t(), "half": torch.ones(2, dtype=torch.bfloat16), "step": torch.tensor(3)}
+    save_checkpoint(tmp_path / "a.safetensors", {key: weights} if key else weights)
+    found = load_file(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], weights[name]) and found[name].dtype == weights[name].dtype for name in weights)
+    assert found.keys() == weights.keys() == weights_of(load_checkpoint(tmp_path / "a.safetensors")).keys()
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt", "author": "another"}])
+def test_safetensors_file_of_others_is_read(metadata, tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "a.safetensors", metadata=metadata)
+    content = load_checkpoint(tmp_path / "a.safetensors")
+    assert content.keys() == {"model"} and torch.equal(content["model"]["weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("entries", ["[1, 2]", "not json"])
+def test_safetensors_file_with_broken_entries_is_named(entries, tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"checkpoint": entries})
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_weights_that_share_memory_are_written_apart(tmp_path):
+    base = torch.arange(12.0).view(3, 4)
+    weights = {"whole": base, "tied": base, "row": base[1], "columns": base[:, 1:3]}
+    save_checkpoint(tmp_path / "a.safetensors", {"model": weights})
+    found = load_checkpoint(tmp_path / "a.safetensors")["model"]
+    assert all(torch.equal(found[name], weights[name]) for name in weights) and found.keys() == weights.keys()
+
+
+@pytest.mark.parametrize(("state", "named"), [
+    (STATE | {"optimizer": {"state": {}}, "scaler": []}, "optimizer, scaler"),
+    ({"model": {"weight": torch.ones(1), "extra": {"a": 1}}}, "extra"),
+    (STATE | {"moment": torch.ones(1)}, "moment")])
+def test_safetensors_file_refuses_what_it_can_not_hold(state, named, tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", STATE)
+    before = (tmp_path / "a.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=rf"holds weights, numbers and text, but not {named}: .*\.pth"):
+        save_checkpoint(tmp_path / "a.safetensors", state)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_failing_safetensors_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, STATE)
+    before = path.read_bytes()
+
+    def fails(tensors, file, metadata):
+        file.write_bytes(b"the first half of")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("utils.formats.save_file", fails)
+    with pytest.raises(OSError, match=r"a\.safetensors could not be written.*No space left"):
+        save_checkpoint(path, STATE)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_both_formats_leave_files_that_the_same_people_can_read(tmp_path):
+    for name in ("a.pth", "a.safetensors"):
+        save_checkpoint(tmp_path / name, STATE)
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.pth", "a.safetensors")}
+    assert len(modes) == 1
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    for name in (".ckpt_epoch_1.pth.17.tmp", ".encoder.safetensors.17.tmp", "ckpt_epoch_0.pth", "notes.tmp"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt_epoch_0.pth", "notes.tmp"]
 
 
 # ---- addresses ----------------------------------------------------------------------------------------------------
@@ -185,6 +325,12 @@ def test_no_checkpoint_is_none(tmp_path):
                                      {"a": torch.ones(1), "epoch": 1}])
 def test_weights_are_found_in_each_form(content):
     assert list(weights_of(content)) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["module.layers.0.attn.rpe_mlp.0.weight", "_orig_mod.layers.0.attn.rpe_mlp.0.weight",
+                                  "module._orig_mod.layers.0.attn.cpb_mlp.0.weight", "layers.0.attn.cpb_mlp.0.weight"])
+def test_weights_have_the_present_names_without_wrappers(name):
+    assert list(weights_of({"model": {name: torch.ones(1), "version": 2}})) == ["layers.0.attn.cpb_mlp.0.weight"]
 
 
 def test_weights_of_the_same_model_are_loaded():
