@@ -1,6 +1,10 @@
-"""Start a model from the weights of another one: other task, other image size, other window."""
+"""Start a model from the weights of another one: other task, other image size, other window, other channels."""
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
 
 from models.encoder import REBUILT_BUFFERS, Encoder
 from utils.checkpoint import load_checkpoint, weights_of
@@ -10,23 +14,94 @@ log = logging.getLogger("simmim.pretrained")
 
 # what may differ between two tasks or two settings of one encoder; anything else means another encoder
 OPTIONAL = ("mask_token", "head.", "norm.", "fc_norm.", "absolute_pos_embed", "pos_embed", "rel_pos_bias.", "decoder.")
+FIRST_KERNEL = "patch_embed.proj.weight"
 
+
+# ---- sources ------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Source:
+    """A family of files.
+
+    Attributes:
+        name: for the report and for the list of what is known.
+        recognises: weights -> bool, by their names. They come from utils.checkpoint.weights_of.
+        convert: weights -> weights with the names of our pre-training models: `encoder.*`, and what the method owns.
+    """
+    name: str
+    recognises: Callable
+    convert: Callable
+
+
+def encoder_type(weights, prefix=""):
+    """MODEL.TYPE of an encoder by the names of its weights, or None."""
+    if f"{prefix}layers.0.blocks.0.attn.logit_scale" in weights:
+        return "swinv2"
+    if f"{prefix}layers.0.blocks.0.attn.relative_position_bias_table" in weights:
+        return "swin"
+    # a bias of the key, too, is what other ViTs have
+    is_vit = f"{prefix}blocks.0.attn.qkv.weight" in weights and f"{prefix}blocks.0.attn.qkv.bias" not in weights
+    return "vit" if is_vit else None
+
+
+def as_it_is(weights):
+    return weights
+
+
+def under_encoder(weights):
+    return {f"encoder.{name}": value for name, value in weights.items()}
+
+
+# The first that recognises a file converts it. Official names are ours, so these have nothing to convert: files of the
+# SimMIM and Swin repositories and of this one look alike.
+SOURCES = [
+    Source("SimMIM pre-training", lambda weights: encoder_type(weights, "encoder.") is not None, as_it_is),
+    Source("Swin encoder or classifier", lambda weights: encoder_type(weights) == "swin", under_encoder),
+    Source("SwinV2 encoder or classifier", lambda weights: encoder_type(weights) == "swinv2", under_encoder),
+    Source("SimMIM's ViT, encoder or classifier", lambda weights: encoder_type(weights) == "vit", under_encoder),
+]
+
+
+def recognise(weights, encoder, path):
+    """The Source of a file; one with the names of the encoder itself is known, too.
+
+    Raises: ValueError that lists the known ones.
+    """
+    for source in SOURCES:
+        if source.recognises(weights):
+            return source
+    own = {name for name in _own(encoder) if not _is_optional(name)}
+    for prefix, convert in (("encoder.", as_it_is), ("", under_encoder)):
+        names = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+        names = {name for name in names if not _is_optional(name) and not name.endswith(REBUILT_BUFFERS)}
+        if names and (names <= own or own <= names):
+            return Source("the names of this model", None, convert)
+    known = "; ".join(source.name for source in SOURCES)
+    raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, ... "
+                     f"Known: {known}. Another kind is an entry of SOURCES in models/pretrained.py.")
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Report:
     """What became of the names.
 
     Attributes:
-        source: the file.
-        matched: loaded, in the model's naming; `resized` is the part of them that changed grid.
+        path: the file.
+        source: what kind of file it is.
+        matched: loaded, in the model's naming; `resized` is the part of them that changed shape on the way.
         missing: left as initialised, in the model's naming.
-        unexpected: not used, in the file's naming without `encoder.`.
+        unexpected: not used, in the naming of our models without `encoder.`.
+        notes: what a reader should not have to find out from the names.
     """
+    path: str
     source: str
-    matched: list
-    resized: list
-    missing: list
-    unexpected: list
+    matched: list = field(default_factory=list)
+    resized: list = field(default_factory=list)
+    missing: list = field(default_factory=list)
+    unexpected: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
 
     def __str__(self):
         parts = [f"{len(self.matched)} tensors matched", f"{len(self.resized)} of them resized"]
@@ -34,45 +109,47 @@ class Report:
             names = getattr(self, kind)
             parts.append(f"{len(names)} {kind}" + (f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
                                                    if names else ""))
-        return f"{self.source}: {'; '.join(parts)}"
+        return f"{self.path} ({self.source}): {'; '.join(parts + self.notes)}"
 
 
 def load_pretrained(model, path):
-    """Load the encoder of a checkpoint into a model, resizing position tables to its grid.
+    """Load the encoder of a checkpoint into a model; into a pre-training model the decoder as well, where it fits.
 
-    Reads SimMIM pre-training and fine-tuning files (official or ours, full or encoder only) of the same encoder.
+    Position tables are resized to the model's grid, the first convolution is adapted to its channels.
 
     Args:
         model: a pre-training method or a classification model.
-        path: file or https address.
+        path: file or https address; SOURCES lists the kinds.
     Returns: Report.
-    Raises: FileNotFoundError; ValueError if the file is unreadable or holds another encoder.
+    Raises: FileNotFoundError; ValueError if the file is unreadable, of an unknown kind, or holds another encoder.
     """
     content = load_checkpoint(path)
-    weights = {name.removeprefix("module."): value for name, value in weights_of(content).items()}
+    weights = weights_of(content)
     if not weights:
         raise ValueError(f"{path} holds no weights: expected a state dict, alone or under `model`. "
                          f"Its entries are {', '.join(map(str, list(content)[:6])) or 'none'}.")
-    report = Report(str(path), [], [], [], [])
-    if isinstance(model, Encoder):
-        _load_encoder(model, _encoder_part(weights), report)
-    else:
-        _load_encoder(model.encoder, _encoder_part(weights), report)
-        _load_decoder(model, weights, report)
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    source = recognise(weights, encoder, path)
+    report = Report(str(path), source.name)
+    weights = source.convert(weights)
+    _load_encoder(encoder, {name.removeprefix("encoder."): value for name, value in weights.items()
+                            if name.startswith("encoder.")}, report)
+    if encoder is not model:
+        _load_rest(model, {name: value for name, value in weights.items() if not name.startswith("encoder.")}, report)
     log.info("%s", report)
     return report
 
 
-def _encoder_part(weights):
-    """Names as the encoder has them: what stands under `encoder.` if anything does, else all."""
-    prefixed = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
-    return prefixed or weights
-
-
 def _load_encoder(encoder, weights, report):
+    own = _own(encoder)
     weights, resized = encoder.resize_state_dict(weights)
-    own = {name: value for name, value in encoder.state_dict().items() if not name.endswith(REBUILT_BUFFERS)}
     misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
+    if FIRST_KERNEL in misfits and _differs_in_channels_alone(weights[FIRST_KERNEL], own[FIRST_KERNEL]):
+        kernel, channels = weights[FIRST_KERNEL], own[FIRST_KERNEL].shape[1]
+        weights = {**weights, FIRST_KERNEL: adapt_channels(kernel, channels)}
+        misfits.remove(FIRST_KERNEL)
+        resized = [FIRST_KERNEL, *resized]
+        report.notes.append(f"first convolution adapted from {kernel.shape[1]} to {channels} channels")
     matched = [name for name in weights if name in own and name not in misfits]
     missing = [name for name in own if name not in matched]
     unexpected = [name for name in weights if name not in matched]
@@ -82,10 +159,11 @@ def _load_encoder(encoder, weights, report):
         shapes = [f"{name} is {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
                   for name in misfits if name in foreign]
         example = shapes[0] if shapes else f"for example {foreign[0]}"
-        raise ValueError(
-            f"{report.source} holds another encoder than this model: {len(matched)} of {len(own)} tensors match, "
-            f"{len(set(foreign))} do not ({example}). Compare MODEL.TYPE, EMBED_DIM, DEPTHS, NUM_HEADS and the patch size of "
-            f"--cfg with those of the checkpoint.")
+        raise ValueError(f"{report.path} holds another encoder than this model: {len(matched)} of {len(own)} tensors match, "
+                         f"{len(set(foreign))} do not ({example}). {_advice(weights, own)}")
+    if "head.weight" in misfits:
+        report.notes.append(f"the head of the file is for {weights['head.weight'].shape[0]} classes, not "
+                            f"{own['head.weight'].shape[0]}: left as initialised")
     assign(encoder, {name: weights[name] for name in matched})
     report.matched += matched
     report.resized += resized
@@ -93,14 +171,89 @@ def _load_encoder(encoder, weights, report):
     report.unexpected += unexpected
 
 
-def _is_optional(name):
-    return name.startswith(OPTIONAL) or name.endswith("relative_position_bias_table")
-
-
-def _load_decoder(model, weights, report):
-    """A pre-training checkpoint also continues the decoder, where it fits."""
+def _load_rest(model, weights, report):
+    """What a method owns beside its encoder, where it fits."""
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
     assign(model, fitting)
     report.matched += list(fitting)
     report.missing += [name for name in own if name not in fitting]
+    report.unexpected += [name for name in weights if name not in fitting]
+
+
+def _own(encoder):
+    """What a file should fill: the state of an encoder without what follows from its sizes."""
+    return {name: value for name, value in encoder.state_dict().items() if not name.endswith(REBUILT_BUFFERS)}
+
+
+def _is_optional(name):
+    return name.startswith(OPTIONAL) or name.endswith("relative_position_bias_table")
+
+
+# ---- the first convolution ----------------------------------------------------------------------------------------
+
+def _differs_in_channels_alone(one, other):
+    return one.ndim == other.ndim == 4 and (one.shape[0], *one.shape[2:]) == (other.shape[0], *other.shape[2:])
+
+
+def adapt_channels(kernel, channels):
+    """Bring a convolution to another number of input channels, so that an image of equal channels gives what it gave.
+
+    The wider of the two numbers is laid around the narrower in a cycle. To more channels (r, g, b -> r, g, b, r), copies
+    of a channel share its weight; to fewer, those that fall on one channel are added up, so one channel gets the sum.
+
+    Args:
+        kernel: (D, C, h, w) float.
+        channels: C of the result.
+    Returns: (D, channels, h, w), same dtype; summed over channels it equals `kernel` summed over its own.
+    Source: as timm's adapt_input_conv, but that scales all channels by one factor, which keeps the response to equal
+        channels only where one number divides the other.
+    """
+    source = kernel.shape[1]
+    share = torch.zeros(source, channels)
+    for i in range(max(source, channels)):
+        share[i % source, i % channels] = 1
+    share /= share.sum(dim=1, keepdim=True)
+    return torch.einsum("dshw,sc->dchw", kernel.float(), share).to(kernel.dtype)
+
+
+# ---- what to change where the encoder does not fit ----------------------------------------------------------------
+
+def _advice(weights, own):
+    there, here = encoder_type(weights), encoder_type(own)
+    if there and here and there != here:
+        return (f"The file holds a {there}, the model is a {here}: use MODEL.TYPE {there} and the settings of the --cfg that "
+                f"the checkpoint was made with.")
+    theirs, ours = _settings(weights), _settings(own)
+    section = f"MODEL.{here.upper()}." if here else ""
+    differing = [f"{section}{key} is {theirs[key]} in the file and {ours[key]} here" for key in ours
+                 if theirs.get(key) is not None and ours[key] is not None and theirs[key] != ours[key]]
+    if differing:
+        return f"{', '.join(differing)}: use the settings of the --cfg that the checkpoint was made with."
+    return (f"Compare MODEL.TYPE and the settings of {section.rstrip('.') or 'its section'} in --cfg with those of the "
+            f"checkpoint.")
+
+
+def _settings(weights):
+    """Settings of an encoder that the shapes of its weights tell, {name in the config: value}."""
+    found = {}
+    if FIRST_KERNEL in weights:
+        found = {"PATCH_SIZE": weights[FIRST_KERNEL].shape[-1], "EMBED_DIM": weights[FIRST_KERNEL].shape[0]}
+    depths = {}  # {"layers.1.": blocks}; a ViT has one stage, ""
+    for match in filter(None, (re.match(r"(layers\.\d+\.|)blocks\.(\d+)\.", name) for name in weights)):
+        depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
+    heads = [_num_heads(weights, stage) for stage in depths]
+    if "" in depths:
+        found["DEPTH"], (found["NUM_HEADS"],) = depths[""], heads
+    elif depths:
+        found["DEPTHS"], found["NUM_HEADS"] = list(depths.values()), heads
+    return found
+
+
+def _num_heads(weights, stage):
+    """Heads of a stage's first block, or None where no shape tells."""
+    attention = f"{stage}blocks.0.attn."
+    if f"{attention}logit_scale" in weights:
+        return weights[f"{attention}logit_scale"].shape[0]
+    tables = (f"{attention}relative_position_bias_table", "rel_pos_bias.relative_position_bias_table")
+    return next((weights[table].shape[1] for table in tables if table in weights), None)

@@ -1,17 +1,22 @@
 """Loading the weights of another model: what is taken, what is left, what is refused. Resizing is in tests/parity."""
+import logging
+
 import pytest
 import torch
+from torch import nn
 
-from models.pretrained import load_pretrained
+from models.encoder import Encoder
+from models.pretrained import SOURCES, Source, adapt_channels, load_pretrained
+from utils.checkpoint import save_checkpoint
 
 from ..helpers import TINY, perturb, state_of, tiny_model
 
 HEAD = {"head.weight", "head.bias"}
 
 
-def saved(state, tmp_path, wrap="model"):
-    path = tmp_path / "source.pth"
-    torch.save({wrap: state} if wrap else state, path)
+def saved(state, tmp_path, wrap="model", name="source.pth"):
+    path = tmp_path / name
+    save_checkpoint(path, {wrap: state} if wrap else state)
     return path
 
 
@@ -29,19 +34,22 @@ def assert_equal(one, other, names):
 
 
 @pytest.mark.parametrize("encoder", TINY)
-@pytest.mark.parametrize("form", ["full", "distributed", "encoder_only", "state_dict", "bare"])
-def test_classifier_takes_the_encoder_of_a_pretraining_file_in_any_form(encoder, form, tmp_path):
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("form", ["full", "distributed", "compiled", "encoder_only", "state_dict", "bare"])
+def test_classifier_takes_the_encoder_of_a_pretraining_file_in_any_form(encoder, form, ending, tmp_path):
     source = perturb(tiny_model(encoder))
     state, wrap = source.state_dict(), "model"
     if form == "distributed":
         state = {f"module.{name}": value for name, value in state.items()}
+    elif form == "compiled":
+        state = {f"module._orig_mod.{name}": value for name, value in state.items()}
     elif form == "encoder_only":
         state = source.encoder.state_dict()
     elif form in ("state_dict", "bare"):
         wrap = "state_dict" if form == "state_dict" else None
     model = tiny_model(encoder, is_pretrain=False, seed=9)
     before = state_of(model)
-    report = load_pretrained(model, saved(state, tmp_path, wrap))
+    report = load_pretrained(model, saved(state, tmp_path, wrap, f"source.{ending}"))
     parameters = {name for name, _ in model.named_parameters()}
     assert_equal(model.state_dict(), source.encoder.state_dict(), parameters - HEAD)
     assert_equal(model.state_dict(), before, HEAD)
@@ -83,42 +91,220 @@ def test_head_of_another_number_of_classes_is_left_as_initialised(encoder, tmp_p
     report = load_pretrained(model, path)
     assert_equal(model.state_dict(), before, HEAD)
     assert set(report.missing) == HEAD and set(report.unexpected) == HEAD
+    assert "the head of the file is for 7 classes, not 5: left as initialised" in str(report)
 
 
-REFUSED = {
-    "swin_into_vit": ("swin", {}, "vit", {}),
-    "vit_into_swin": ("vit", {}, "swin", {}),
-    "swin_of_another_width": ("swin", {"MODEL.SWIN.EMBED_DIM": 16}, "swin", {}),
-    "swin_of_more_blocks": ("swin", {"MODEL.SWIN.DEPTHS": [2, 4]}, "swin", {}),
-    "swin_of_fewer_blocks": ("swin", {"MODEL.SWIN.DEPTHS": [2, 1]}, "swin", {}),
-    "swin_of_other_heads": ("swin", {"MODEL.SWIN.NUM_HEADS": [2, 4]}, "swin", {}),
-    "swin_of_other_channels": ("swin", {"MODEL.SWIN.IN_CHANS": 1}, "swin", {}),
-    "swin_of_another_patch": ("swin", {"MODEL.SWIN.PATCH_SIZE": 2}, "swin", {}),
-    "vit_of_more_blocks": ("vit", {"MODEL.VIT.DEPTH": 4}, "vit", {}),
-    "vit_of_fewer_blocks": ("vit", {"MODEL.VIT.DEPTH": 2}, "vit", {}),
-    "vit_of_another_width": ("vit", {"MODEL.VIT.EMBED_DIM": 32}, "vit", {}),
-    "vit_of_other_heads": ("vit", {"MODEL.VIT.NUM_HEADS": 4}, "vit", {}),
-    "vit_of_other_channels": ("vit", {"MODEL.VIT.IN_CHANS": 4}, "vit", {}),
-    "vit_without_layer_scale": ("vit", {"MODEL.VIT.INIT_VALUES": None}, "vit", {}),
+# ---- what a file is -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("encoder", TINY)
+@pytest.mark.parametrize("is_pretrain", [True, False])
+def test_report_names_the_kind_of_file(encoder, is_pretrain, tmp_path, caplog):
+    kinds = {"swin": "Swin encoder", "swinv2": "SwinV2 encoder", "vit": "SimMIM's ViT, encoder"}
+    with caplog.at_level(logging.INFO, "simmim.pretrained"):
+        report = load_pretrained(tiny_model(encoder), checkpoint(tmp_path, encoder, is_pretrain=is_pretrain))
+    assert report.source == ("SimMIM pre-training" if is_pretrain else f"{kinds[encoder]} or classifier")
+    assert f"source.pth ({report.source}): " in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.", "module.encoder."])
+def test_early_names_of_swinv2_are_known_wherever_they_stand(prefix, tmp_path):
+    source = perturb(tiny_model("swinv2")).encoder.state_dict()
+    early = {prefix + name.replace("cpb_mlp", "rpe_mlp"): value for name, value in source.items()}
+    assert any("attn.rpe_mlp.0.weight" in name for name in early)
+    model = tiny_model("swinv2", is_pretrain=False, seed=9)
+    report = load_pretrained(model, saved(early, tmp_path))
+    assert_equal(model.state_dict(), source, {name for name, _ in model.named_parameters()} - HEAD)
+    assert set(report.missing) == HEAD and report.unexpected == ["mask_token"]
+
+
+UNKNOWN = {
+    "timm's ViT": ["cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"],
+    "mmpretrain's Swin": ["backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table", "backbone.norm3.weight"],
+    "a ResNet": ["conv1.weight", "layer1.0.conv1.weight"],
+}
+
+
+@pytest.mark.parametrize("names", UNKNOWN.values(), ids=UNKNOWN)
+@pytest.mark.parametrize("encoder", TINY)
+def test_unknown_kind_of_file_is_refused_with_its_names_and_what_is_known(encoder, names, tmp_path):
+    with pytest.raises(ValueError, match=rf"a kind that is not known: .*{names[0]}, {names[1]}.*Known: ") as refusal:
+        load_pretrained(tiny_model(encoder), saved({name: torch.ones(1) for name in names}, tmp_path))
+    assert all(source.name in str(refusal.value) for source in SOURCES)
+
+
+def test_another_kind_of_file_is_one_entry_of_the_table(tmp_path, monkeypatch):
+    def convert(weights):
+        return {name.replace("backbone.", "encoder.").replace("neck.", "decoder."): value for name, value in weights.items()}
+
+    other = Source("another library", lambda weights: any(name.startswith("backbone.") for name in weights), convert)
+    source, model = perturb(tiny_model("swin")), tiny_model("swin", seed=9)
+    state = {name.replace("encoder.", "backbone.").replace("decoder.", "neck."): value
+             for name, value in source.state_dict().items()}
+    monkeypatch.setattr("models.pretrained.SOURCES", [other, *SOURCES])
+    report = load_pretrained(model, saved(state, tmp_path))
+    assert report.source == "another library" and report.missing == []
+    assert_equal(model.state_dict(), source.state_dict(), source.state_dict().keys())
+
+
+class OtherEncoder(Encoder):
+    """An encoder that no entry of the table tells."""
+
+    def __init__(self, depth=2):
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.mixers = nn.ModuleList(nn.Linear(4, 4) for _ in range(depth))
+        self.head = nn.Identity()
+
+    def resize_state_dict(self, state_dict):
+        return dict(state_dict), []
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_own_files_of_an_encoder_without_an_entry_load(prefix, tmp_path):
+    source, model = OtherEncoder(), OtherEncoder()
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    assert load_pretrained(model, saved(state, tmp_path)).source == "the names of this model"
+    assert_equal(model.state_dict(), source.state_dict(), source.state_dict().keys())
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_own_file_of_another_depth_is_refused_for_an_encoder_without_an_entry(depth, tmp_path):
+    with pytest.raises(ValueError, match=r"another encoder.*mixers\.\d\.weight.*Compare MODEL\.TYPE"):
+        load_pretrained(OtherEncoder(), saved(OtherEncoder(depth).state_dict(), tmp_path))
+
+
+# ---- another encoder ----------------------------------------------------------------------------------------------
+
+REFUSED = {  # source, its settings, target, what the message says
+    "swin_into_vit": ("swin", {}, "vit", "The file holds a swin, the model is a vit: use MODEL.TYPE swin "),
+    "vit_into_swin": ("vit", {}, "swin", "The file holds a vit, the model is a swin: use MODEL.TYPE vit "),
+    "vit_into_swinv2": ("vit", {}, "swinv2", "The file holds a vit, the model is a swinv2: use MODEL.TYPE vit "),
+    "swin_into_swinv2": ("swin", {}, "swinv2", "The file holds a swin, the model is a swinv2: use MODEL.TYPE swin "),
+    "swinv2_into_swin": ("swinv2", {}, "swin", "The file holds a swinv2, the model is a swin: use MODEL.TYPE swinv2 "),
+    "swin_of_another_width": ("swin", {"EMBED_DIM": 16}, "swin", "MODEL.SWIN.EMBED_DIM is 16 in the file and 8 here"),
+    "swin_of_more_blocks": ("swin", {"DEPTHS": [2, 4]}, "swin", "MODEL.SWIN.DEPTHS is [2, 4] in the file and [2, 2] here"),
+    "swin_of_fewer_blocks": ("swin", {"DEPTHS": [2, 1]}, "swin", "MODEL.SWIN.DEPTHS is [2, 1] in the file and [2, 2] here"),
+    "swin_of_more_stages": ("swin", {"DEPTHS": [2, 2, 1], "NUM_HEADS": [1, 2, 4]}, "swin",
+                            "MODEL.SWIN.DEPTHS is [2, 2, 1] in the file and [2, 2] here"),
+    "swin_of_other_heads": ("swin", {"NUM_HEADS": [2, 4]}, "swin",
+                            "MODEL.SWIN.NUM_HEADS is [2, 4] in the file and [1, 2] here"),
+    "swin_of_another_patch": ("swin", {"PATCH_SIZE": 2}, "swin", "MODEL.SWIN.PATCH_SIZE is 2 in the file and 4 here"),
+    "swin_of_another_mlp": ("swin", {"MLP_RATIO": 2.0}, "swin", "Compare MODEL.TYPE and the settings of MODEL.SWIN"),
+    "swinv2_of_other_heads": ("swinv2", {"NUM_HEADS": [2, 4]}, "swinv2", "MODEL.SWINV2.NUM_HEADS is [2, 4] in the file"),
+    "vit_of_more_blocks": ("vit", {"DEPTH": 4}, "vit", "MODEL.VIT.DEPTH is 4 in the file and 3 here"),
+    "vit_of_fewer_blocks": ("vit", {"DEPTH": 2}, "vit", "MODEL.VIT.DEPTH is 2 in the file and 3 here"),
+    "vit_of_another_width": ("vit", {"EMBED_DIM": 32}, "vit", "MODEL.VIT.EMBED_DIM is 32 in the file and 16 here"),
+    "vit_of_another_width_and_channels": ("vit", {"EMBED_DIM": 32, "IN_CHANS": 1}, "vit", "MODEL.VIT.EMBED_DIM is 32"),
+    "vit_of_other_heads": ("vit", {"NUM_HEADS": 4}, "vit", "MODEL.VIT.NUM_HEADS is 4 in the file and 2 here"),
+    "vit_of_another_patch": ("vit", {"PATCH_SIZE": 4}, "vit", "MODEL.VIT.PATCH_SIZE is 4 in the file and 8 here"),
+    "vit_without_layer_scale": ("vit", {"INIT_VALUES": None}, "vit", "Compare MODEL.TYPE and the settings of MODEL.VIT"),
 }
 
 
 @pytest.mark.parametrize("is_pretrain", [True, False])
-@pytest.mark.parametrize(("source", "source_overrides", "target", "overrides"), REFUSED.values(), ids=REFUSED.keys())
-def test_another_encoder_is_refused_and_leaves_the_model_alone(source, source_overrides, target, overrides, is_pretrain,
-                                                               tmp_path):
-    path = checkpoint(tmp_path, source, source_overrides)
-    model = tiny_model(target, overrides, is_pretrain, seed=9)
+@pytest.mark.parametrize(("source", "settings", "target", "advice"), REFUSED.values(), ids=REFUSED.keys())
+def test_another_encoder_is_refused_and_leaves_the_model_alone(source, settings, target, advice, is_pretrain, tmp_path):
+    path = checkpoint(tmp_path, source, {f"MODEL.{source.upper()}.{name}": value for name, value in settings.items()})
+    model = tiny_model(target, None, is_pretrain, seed=9)
     before = state_of(model)
-    with pytest.raises(ValueError, match=r"source\.pth holds another encoder.*of \d+ tensors match.*MODEL\.TYPE"):
+    with pytest.raises(ValueError, match=r"source\.pth holds another encoder.*\d+ of \d+ tensors match.*--cfg") as refusal:
         load_pretrained(model, path)
+    assert advice in str(refusal.value)
     assert_equal(model.state_dict(), before, before.keys())
 
 
 def test_refusal_names_the_shapes_of_the_first_misfit(tmp_path):
-    path = checkpoint(tmp_path, "swin", {"MODEL.SWIN.IN_CHANS": 1})
-    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight is \(8, 1, 4, 4\), the model has \(8, 3, 4, 4\)"):
+    path = checkpoint(tmp_path, "swin", {"MODEL.SWIN.PATCH_SIZE": 2})
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight is \(8, 3, 2, 2\), the model has \(8, 3, 4, 4\)"):
         load_pretrained(tiny_model("swin"), path)
+
+
+# ---- other channels -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("source", "target"), [(3, 1), (1, 3), (3, 2), (3, 4), (3, 5), (3, 12), (4, 3), (12, 3)])
+def test_adapted_kernel_gives_an_image_of_equal_channels_what_it_gave(source, target):
+    kernel = torch.randn(8, source, 4, 4)
+    adapted = adapt_channels(kernel, target)
+    assert adapted.shape == (8, target, 4, 4)
+    torch.testing.assert_close(adapted.sum(dim=1), kernel.sum(dim=1))
+
+
+def test_adapted_kernel_repeats_channels_in_a_cycle_or_adds_them_up():
+    kernel = torch.randn(8, 3, 4, 4)
+    r, g, b = kernel.unbind(dim=1)
+    torch.testing.assert_close(adapt_channels(kernel, 4), torch.stack([r / 2, g, b, r / 2], dim=1))
+    torch.testing.assert_close(adapt_channels(kernel, 2), torch.stack([r + b, g], dim=1))
+    torch.testing.assert_close(adapt_channels(kernel[:, :1], 3), torch.stack([r, r, r], dim=1) / 3)
+
+
+@pytest.mark.parametrize("encoder", TINY)
+@pytest.mark.parametrize("is_pretrain", [True, False])
+def test_first_convolution_is_adapted_to_other_channels_and_the_decoder_left(encoder, is_pretrain, tmp_path):
+    source = perturb(tiny_model(encoder))
+    model = tiny_model(encoder, {f"MODEL.{encoder.upper()}.IN_CHANS": 1}, is_pretrain, seed=9)
+    before = state_of(model)
+    report = load_pretrained(model, saved(source.state_dict(), tmp_path))
+    target, name = model.encoder if is_pretrain else model, "patch_embed.proj.weight"
+    torch.testing.assert_close(target.state_dict()[name], source.encoder.state_dict()[name].sum(dim=1, keepdim=True))
+    assert report.resized == [name] and name in report.matched
+    assert "first convolution adapted from 3 to 1 channels" in str(report)
+    left = {"decoder.0.weight", "decoder.0.bias"} if is_pretrain else HEAD
+    assert set(report.missing) == left
+    assert_equal(model.state_dict(), before, left)
+    if is_pretrain:
+        assert left <= set(report.unexpected)
+
+
+# ---- other grids --------------------------------------------------------------------------------------------------
+
+SQUARE, WIDE, TALL = ({"DATA.IMG_SIZE": size} for size in ([32, 32], [32, 64], [64, 32]))
+GRIDS = {  # encoder: settings so that windows and embeddings follow the image
+    "swin": {"MODEL.SWIN.APE": True, "MODEL.SWIN.WINDOW_SIZE": 16, "MODEL.SWIN.DEPTHS": [1], "MODEL.SWIN.NUM_HEADS": [2]},
+    "vit": {"MODEL.VIT.USE_APE": True, "MODEL.VIT.USE_RPB": True},
+}
+
+
+def depends_on_rows_alone(parameter, grid, num_extra, where):
+    """Give a table ("end") or an embedding ("begin"), with extra rows there, values that change down the rows only."""
+    rows, cols = grid
+    ramp = torch.linspace(-1, 1, rows).view(rows, 1, 1).expand(rows, cols, parameter.shape[-1])
+    ramp = ramp.reshape(rows * cols, -1).view(*parameter.shape[:-2], rows * cols, -1)
+    view = parameter.data[..., num_extra:, :] if where == "begin" else parameter.data[..., :rows * cols, :]
+    view.copy_(ramp)
+
+
+def position_parameters(encoder, model):
+    """(name, grid of its rows, extra rows, where they are) of every table and embedding."""
+    extra_rows, extra_tokens = (3, 1) if encoder == "vit" else (0, 0)
+    for name, _ in model.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            module = model.get_submodule(name.rpartition(".")[0])
+            window = module.window if encoder == "swin" else module.grid
+            yield name, tuple(2 * side - 1 for side in window), extra_rows, "end"
+        elif name in ("absolute_pos_embed", "pos_embed"):
+            yield name, model.grid, extra_tokens, "begin"
+
+
+@pytest.mark.parametrize(("encoder", "one", "other"), [
+    ("swin", SQUARE, WIDE), ("swin", SQUARE, TALL), ("swin", WIDE, SQUARE),
+    ("vit", SQUARE, WIDE), ("vit", SQUARE, TALL), ("vit", WIDE, SQUARE), ("vit", TALL, SQUARE)],
+    ids=["swin-square_to_wide", "swin-square_to_tall", "swin-wide_to_square",
+         "vit-square_to_wide", "vit-square_to_tall", "vit-wide_to_square", "vit-tall_to_square"])
+def test_tables_and_embeddings_move_between_square_and_other_grids(encoder, one, other, tmp_path):
+    """What depends on the row alone must do so on the new grid: rows and columns are not mixed up."""
+    source = tiny_model(encoder, GRIDS[encoder] | one, is_pretrain=False)
+    for name, *layout in position_parameters(encoder, source):
+        depends_on_rows_alone(source.get_parameter(name), *layout)
+    model = tiny_model(encoder, GRIDS[encoder] | other, is_pretrain=False, seed=9)
+    report = load_pretrained(model, saved(source.state_dict(), tmp_path))
+    found = list(position_parameters(encoder, model))
+    assert sorted(report.resized) == sorted(name for name, *_ in found) and len(found) == (2 if encoder == "swin" else 5)
+    for name, (rows, cols), num_extra, where in found:
+        value = model.get_parameter(name).data.squeeze(0)
+        value = value[num_extra:] if where == "begin" else value[:rows * cols]
+        grid = value.view(rows, cols, -1)
+        torch.testing.assert_close(grid, grid[:, :1].expand_as(grid), atol=1e-4, rtol=0)
+        assert (grid[-1] - grid[0] > 0.5).all()
 
 
 def test_table_of_a_non_square_window_is_read_by_its_index_when_loaded_into_a_square_one(tmp_path):
