@@ -1,0 +1,238 @@
+"""Does this model fit, and how long will it take? Answered without a GPU and without memory for the weights.
+
+  python tools/estimate.py --cfg configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+  python tools/estimate.py --cfg <recipe> --gpus 8 16 --opts DATA.BATCH_SIZE 256 TRAIN.USE_CHECKPOINT True
+  python tools/estimate.py --cfg <recipe> --gpus 16 --throughput 1200               images/s a GPU, as measured by you
+  python tools/estimate.py --cfg <recipe> --peak-tflops 400 --utilization 0.3       or as assumed by you
+  python tools/estimate.py --cfg <recipe> --json                                    for programs: bytes, FLOPs, hours
+
+A training step on CUDA of the recipe's batch is run with tensors that have a size but no content, and counted. FLOPs are those
+of matrix products, convolutions and attention, a multiply-add as two; papers mostly print multiply-adds and call them FLOPs.
+Memory, for each GPU:
+
+  weights, gradients, moments   fp32, whole under ddp (16 bytes a parameter with AdamW), a share of each under fsdp
+  gathered                      fsdp: weights of two neighbouring units and of what belongs to no unit, with the gradients of
+                                the latter and of one unit, in the format that is multiplied in, and one unit's fp32 gradients
+                                on their way to the other GPUs; with TRAIN.ACCUMULATION_STEPS the fp32 gradients of the whole
+                                model, which are shared out with the last micro-batch only
+  activations                   largest sum during the step of all that forward and backward make: images, activations, 16-bit
+                                copies of the weights, gradients of activations
+  buffers                       masks and index tables of the model
+
+It is an estimate. The total adds up what rarely peaks at the same moment, but lacks what only the machine knows: the CUDA
+context, NCCL buffers, workspaces of the kernels, fragmentation. The last column therefore adds 15%, a rule of thumb.
+"""
+import argparse
+import json
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
+
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from config import encoder_config, image_size, images_per_step, load_config, scaled_config  # noqa: E402
+from models import build_model  # noqa: E402
+from utils.cli import run  # noqa: E402
+from utils.costs import (  # noqa: E402
+    AsOnCuda,
+    empty_copies,
+    no_memory,
+    num_bytes,
+    num_parameters,
+    num_parameters_of_part,
+    training_flops,
+    training_memory,
+)
+from utils.registry import pick  # noqa: E402
+
+IMAGENET_TRAIN = 1_281_167
+MOMENTS = {"adamw": 2, "sgd": 1, "fused_adam": 2, "fused_lamb": 2}  # fp32 values of the optimizer for each parameter
+MIXED = torch.bfloat16  # where a GPU has float16 only, sizes are the same
+FP32 = 4                # bytes
+RESERVE = 1.15
+
+
+def main():
+    args = parse_arguments()
+    config = load_config(args.cfg, args.opts)
+    is_pretrain = "finetune" not in config.MODEL.NAME if args.stage is None else args.stage == "pretrain"
+    compute, memory = count_model(config, is_pretrain)
+    rate = images_per_second(args, compute)
+    result = {
+        "recipe": Path(args.cfg).stem, "stage": "pretrain" if is_pretrain else "finetune", "encoder": config.MODEL.TYPE,
+        "image_size": image_size(config), "precision": str(format_of(config) or torch.float32).removeprefix("torch."),
+        "batch_size": config.DATA.BATCH_SIZE, **compute,
+        "epochs": config.TRAIN.EPOCHS, "images": args.images,
+        "run_flops": compute["training_flops"] * config.TRAIN.EPOCHS * args.images,
+        "memory": [row for gpus in args.gpus for row in memory_rows(gpus, memory)],
+        "schedule": [schedule_row(config, gpus, args.images, rate) for gpus in args.gpus]}
+    print(json.dumps(result, indent=1) if args.json else as_text(result))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    parser.add_argument("--gpus", nargs="+", type=positive(int), default=[1, 8, 16], metavar="N", help="default: 1 8 16")
+    parser.add_argument("--images", type=positive(int), default=IMAGENET_TRAIN, help="of an epoch (default: ImageNet-1K's)")
+    parser.add_argument("--throughput", type=positive(float), metavar="IMAGES/S", help="of one GPU in training")
+    parser.add_argument("--peak-tflops", type=positive(float), metavar="X", help="of one GPU, with --utilization")
+    parser.add_argument("--utilization", type=positive(float), metavar="SHARE", help="of that peak, above 0 and up to 1")
+    stage = parser.add_mutually_exclusive_group()
+    stage.add_argument("--pretrain", dest="stage", action="store_const", const="pretrain",
+                       help="default, unless MODEL.NAME says finetune")
+    stage.add_argument("--finetune", dest="stage", action="store_const", const="finetune")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args()
+
+
+def positive(kind):
+    def parse(text):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    return parse
+
+
+def images_per_second(args, compute):
+    """Of one GPU, measured or assumed by the user; None if neither."""
+    assumed = (args.peak_tflops, args.utilization)
+    if assumed == (None, None):
+        return args.throughput
+    if None in assumed or args.throughput or args.utilization > 1:
+        raise ValueError("--peak-tflops needs --utilization, a share between 0 and 1, and the other way round; --throughput "
+                         "replaces both.")
+    return args.peak_tflops * 1e12 * args.utilization / compute["training_flops"]
+
+
+# ---- counting -----------------------------------------------------------------------------------------------------
+
+def count_model(config, is_pretrain):
+    """Run a step of a recipe without memory.
+
+    Returns: (parameters and FLOPs of an image, what memory_rows needs), two dicts of numbers and lists.
+    """
+    moments = pick(MOMENTS, config.TRAIN.OPTIMIZER.NAME, "TRAIN.OPTIMIZER.NAME")
+    with torch.device("meta"):
+        model = build_model(config, is_pretrain)
+    parameters = list(model.parameters())
+    trainable = [p for p in parameters if p.requires_grad]
+    total, units = num_parameters(parameters), [num_parameters(unit.parameters()) for unit in model.units()]
+    encoder = num_parameters(model.encoder.parameters()) if is_pretrain else total - num_parameters(model.head.parameters())
+    mixed = format_of(config)
+    with no_memory(), AsOnCuda():
+        compute_loss = training_loss(config, empty_copies(model).train(), is_pretrain)
+        forward, training = training_flops(compute_loss)
+        whole = training_memory(model, compute_loss)
+        # sharded parameters are gathered in 16 bit, so autocast need not copy them
+        sharded = training_memory(empty_copies(model, mixed), compute_loss) if mixed else whole
+    batch = config.DATA.BATCH_SIZE
+    compute = {"parameters": total, "encoder_parameters": encoder, "head_parameters": total - encoder,
+               "forward_flops": forward / batch, "forward_multiply_adds": forward / batch / 2,
+               "training_flops": training / batch}
+    return compute, {"all": parameters, "trainable": trainable, "moments": moments, "units": units,
+                     "buffers": num_bytes(model.buffers()), "bytes": mixed.itemsize if mixed else FP32,
+                     "activations": {"ddp": whole, "fsdp": sharded}, "accumulates": config.TRAIN.ACCUMULATION_STEPS > 1}
+
+
+def format_of(config):
+    """Reduced format of a run on CUDA, None for fp32 throughout."""
+    return None if config.AMP_OPT_LEVEL == "O0" else MIXED
+
+
+def training_loss(config, model, is_pretrain):
+    """Function of nothing: the loss of a batch, as the mains compute it."""
+    batch, (height, width) = config.DATA.BATCH_SIZE, image_size(config)
+    block, dtype = encoder_config(config), format_of(config)
+
+    def compute():
+        images = torch.empty(batch, block.IN_CHANS, height, width)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            if not is_pretrain:
+                return F.cross_entropy(model(images).float(), torch.empty(batch, config.MODEL.NUM_CLASSES))  # mixup's labels
+            return model(images, torch.empty(batch, height // block.PATCH_SIZE, width // block.PATCH_SIZE, dtype=torch.bool))
+    return compute
+
+
+def memory_rows(gpus, model):
+    """Bytes that each of `gpus` needs, under ddp and under fsdp; the same for one, which holds everything."""
+    for parallel in ("ddp", "fsdp"):
+        share = gpus if parallel == "fsdp" else 1
+        weights = FP32 * num_parameters_of_part(model["all"], share)
+        gradients = FP32 * num_parameters_of_part(model["trainable"], share)
+        row = {"weights": weights, "gradients": gradients, "moments": model["moments"] * gradients,
+               "gathered": gathered(model) if share > 1 else 0, "buffers": model["buffers"],
+               "activations": model["activations"][parallel if gpus > 1 else "ddp"]}
+        yield {"gpus": gpus, "parallel": parallel, **row, "total": sum(row.values())}
+
+
+def gathered(model):
+    """Bytes in flight under fsdp, see the beginning of the file."""
+    size, units = model["bytes"], model["units"]
+    rest = num_parameters(model["all"]) - sum(units)
+    neighbours = max(map(sum, pairwise(units)), default=units[0])
+    averaged = num_parameters(model["trainable"]) if model["accumulates"] else max(units)
+    return size * (2 * rest + neighbours + max(units)) + FP32 * averaged
+
+
+def schedule_row(config, gpus, images, rate):
+    """How training goes on `gpus`, each with `rate` images a second (or None)."""
+    batches = images // (config.DATA.BATCH_SIZE * gpus)
+    if not batches:
+        raise ValueError(f"--images {images} are less than one batch: {gpus} GPUs x {config.DATA.BATCH_SIZE} images. Use fewer "
+                         f"--gpus or a smaller DATA.BATCH_SIZE.")
+    hours = rate and config.TRAIN.EPOCHS * images / (rate * gpus) / 3600
+    return {"gpus": gpus, "effective_batch": images_per_step(config, gpus),
+            "updates_per_epoch": math.ceil(batches / max(config.TRAIN.ACCUMULATION_STEPS, 1)),
+            "learning_rate": scaled_config(config, gpus).TRAIN.BASE_LR, "images_per_second": rate and rate * gpus,
+            "hours": hours, "gpu_hours": hours and hours * gpus}
+
+
+# ---- printing -----------------------------------------------------------------------------------------------------
+
+def as_text(result):
+    part = "decoder" if result["stage"] == "pretrain" else "head"
+    height, width = result["image_size"]
+    lines = [
+        f"{result['recipe']}: {result['stage']}, {result['encoder']}, {height} x {width} pixels, {result['precision']}", "",
+        f"parameters  {result['parameters'] / 1e6:,.2f} M (encoder {result['encoder_parameters'] / 1e6:,.2f} M, {part} "
+        f"{result['head_parameters'] / 1e6:,.2f} M)",
+        f"an image    forward {result['forward_flops'] / 1e9:,.1f} GFLOPs = {result['forward_multiply_adds'] / 1e9:,.1f} G "
+        f"multiply-adds, training {result['training_flops'] / 1e9:,.1f} GFLOPs "
+        f"({result['training_flops'] / result['forward_flops']:.2f} x forward)",
+        f"the run     {result['epochs']} epochs x {result['images']:,} images = {result['run_flops']:.2e} FLOPs", "",
+        f"memory of a GPU in GiB, {result['batch_size']} images each (an estimate, see --help)"]
+    kinds = ("weights", "gradients", "moments", "gathered", "buffers", "activations", "total")
+    rows = [("GPUs", "", *kinds, f"+ {RESERVE - 1:.0%}")]
+    for row in result["memory"]:
+        alone = row["gpus"] == 1
+        if not alone or row["parallel"] == "ddp":  # for one GPU both are the same
+            sizes = [*(row[kind] for kind in kinds), row["total"] * RESERVE]
+            name = "" if alone else row["parallel"]
+            rows.append((f"{row['gpus']:,}", name, *(f"{size / 2 ** 30:,.2f}" for size in sizes)))
+    lines += [*table(rows), "", "schedule"]
+    rows = [("GPUs", "images an update", "updates an epoch", "learning rate", "images/s", "hours", "GPU-hours")]
+    for row in result["schedule"]:
+        times = [f"{row[key]:,.1f}" if row[key] else "-" for key in ("images_per_second", "hours", "gpu_hours")]
+        rows.append((f"{row['gpus']:,}", f"{row['effective_batch']:,}", f"{row['updates_per_epoch']:,}",
+                     f"{row['learning_rate']:.2e}", *times))
+    lines += table(rows)
+    if not result["schedule"][0]["hours"]:
+        lines.append("hours need --throughput, or --peak-tflops and --utilization")
+    return "\n".join(lines)
+
+
+def table(rows):
+    """Lines of right-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+if __name__ == "__main__":
+    run(main)
