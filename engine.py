@@ -78,9 +78,10 @@ class Updater:
         return total / len(losses), norm
 
     def _communication(self, last):
-        """Gradients travel between processes with the last micro-batch only."""
-        if hasattr(self.model, "set_requires_gradient_sync"):  # sharded
-            self.model.set_requires_gradient_sync(last)
+        """Under ddp, gradients travel between processes with the last micro-batch only.
+
+        Under fsdp with each: waiting would mean that every process holds the gradient of the whole model.
+        """
         return nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync()
 
 
@@ -132,6 +133,8 @@ def build_for_training(config, is_pretrain, device, precision):
         return build_model(config, is_pretrain).to(device)
     if config.AMP_BACKEND == "apex":
         raise ValueError("TRAIN.PARALLEL fsdp does not work with AMP_BACKEND apex: use AMP_BACKEND native, or ddp.")
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ValueError(f"TRAIN.PARALLEL fsdp on the CPU needs a newer torch than {torch.__version__}: upgrade, or use ddp.")
     return build_sharded(config, is_pretrain, device, precision.dtype)
 
 

@@ -72,7 +72,7 @@ def with_classes(config, classes):
 def evaluate_only(model, loaders, config, device, precision):
     """Accuracy of a checkpoint on the validation images."""
     if config.MODEL.RESUME:
-        load_weights(model, load_checkpoint(config.MODEL.RESUME), config.MODEL.RESUME)
+        load_weights(model, load_checkpoint(config.MODEL.RESUME, moments=False), config.MODEL.RESUME)
     else:
         report = load_pretrained(model, config.PRETRAINED)
         if any(name.startswith("head.") for name in report.missing):

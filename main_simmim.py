@@ -67,7 +67,7 @@ def evaluate_only(model, config, device, precision):
     if loaders.val is None:
         raise ValueError("--eval of a pre-training model needs held-out images: pass --opts DATA.VAL_PATH <folder>.")
     if config.MODEL.RESUME:
-        load_weights(model, load_checkpoint(config.MODEL.RESUME), config.MODEL.RESUME)
+        load_weights(model, load_checkpoint(config.MODEL.RESUME, moments=False), config.MODEL.RESUME)
     else:
         report = load_pretrained(model, config.PRETRAINED)
         if any(name.startswith("decoder.") for name in report.missing):

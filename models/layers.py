@@ -76,7 +76,7 @@ def stream_dtype(parameter):
 
     Sums over many blocks need the precision. Parameters themselves may be bfloat16 there, when they are sharded.
     """
-    mixed = torch.is_autocast_enabled(parameter.device.type)
+    mixed = not parameter.is_meta and torch.is_autocast_enabled(parameter.device.type)
     return torch.promote_types(parameter.dtype, torch.float32) if mixed else parameter.dtype
 
 

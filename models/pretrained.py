@@ -123,7 +123,7 @@ def load_pretrained(model, path):
     Returns: Report.
     Raises: FileNotFoundError; ValueError if the file is unreadable, of an unknown kind, or holds another encoder.
     """
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, moments=False)
     weights = weights_of(content)
     if not weights:
         raise ValueError(f"{path} holds no weights: expected a state dict, alone or under `model`. "

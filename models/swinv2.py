@@ -163,9 +163,10 @@ class SwinTransformerV2(SwinTransformer):
         for stage, layer in enumerate(self.layers):
             table = state_dict.get(f"layers.{stage}.blocks.0.attn.relative_coords_table")
             if table is not None and table.ndim == 4:
-                own, theirs = trained_window(layer.blocks[0].attn.relative_coords_table), trained_window(table)
-                trained[stage] = max(theirs)
-                mistaken |= any(a > 1 and b > 1 and a != b for a, b in zip(own, theirs, strict=True))
+                ours, theirs = trained_window(layer.blocks[0].attn.relative_coords_table), trained_window(table)
+                trained[stage] = max(theirs)  # one number is told, though windows that are not square have two
+                differ = any(a > 1 and b > 1 and a != b for a, b in zip(ours, theirs, strict=True))
+                mistaken |= differ and self.pretrained_window_sizes[stage] != trained[stage]
         if mistaken:
             log.warning("the position bias of the checkpoint was trained in other windows and sees offsets of another scale "
                         "here: set MODEL.SWINV2.PRETRAINED_WINDOW_SIZES %s", trained)

@@ -23,15 +23,14 @@ def main():
         raise ValueError(f"{args.target} must end in .pth or .safetensors.")
     if args.target.exists():
         raise ValueError(f"{args.target} exists and is not written over: choose another name.")
-    content = load_checkpoint(args.source)
+    weights_alone = args.encoder or args.target.suffix == ".safetensors"
+    content = load_checkpoint(args.source, moments=not weights_alone)
     weights = weights_of(content)
     if args.encoder:
         weights = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
         if not weights:
             raise ValueError(f"{args.source} has no encoder inside a pre-training model: --encoder does not apply.")
-    if args.target.suffix == ".safetensors":
-        content = weights
-    elif args.encoder:
+    if weights_alone:
         content = {"model": weights, **{key: content[key] for key in ("epoch", "config") if key in content}}
     save_checkpoint(args.target, content)
     print(f"{args.target}: {len(weights)} tensors, {args.target.stat().st_size / 2 ** 20:.1f} MiB")

@@ -13,8 +13,7 @@ Memory, for each GPU:
   weights, gradients, moments   fp32, whole under ddp (16 bytes a parameter with AdamW), a share of each under fsdp
   gathered                      fsdp: weights of two neighbouring units and of what belongs to no unit, with the gradients of
                                 the latter and of one unit, in the format that is multiplied in, and one unit's fp32 gradients
-                                on their way to the other GPUs; with TRAIN.ACCUMULATION_STEPS the fp32 gradients of the whole
-                                model, which are shared out with the last micro-batch only
+                                on their way to the other GPUs
   activations                   largest sum during the step of all that forward and backward make: images, activations, 16-bit
                                 copies of the weights, gradients of activations
   buffers                       masks and index tables of the model
@@ -138,7 +137,7 @@ def count_model(config, is_pretrain):
                "training_flops": training / batch}
     return compute, {"all": parameters, "trainable": trainable, "moments": moments, "units": units,
                      "buffers": num_bytes(model.buffers()), "bytes": mixed.itemsize if mixed else FP32,
-                     "activations": {"ddp": whole, "fsdp": sharded}, "accumulates": config.TRAIN.ACCUMULATION_STEPS > 1}
+                     "activations": {"ddp": whole, "fsdp": sharded}}
 
 
 def format_of(config):
@@ -177,8 +176,7 @@ def gathered(model):
     size, units = model["bytes"], model["units"]
     rest = num_parameters(model["all"]) - sum(units)
     neighbours = max(map(sum, pairwise(units)), default=units[0])
-    averaged = num_parameters(model["trainable"]) if model["accumulates"] else max(units)
-    return size * (2 * rest + neighbours + max(units)) + FP32 * averaged
+    return size * (2 * rest + neighbours + max(units)) + FP32 * max(units)
 
 
 def schedule_row(config, gpus, images, rate):

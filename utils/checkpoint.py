@@ -52,17 +52,18 @@ def remove_unfinished(folder):
         shutil.rmtree(path)
 
 
-def load_checkpoint(source):
+def load_checkpoint(source, moments=True):
     """Read a checkpoint onto the CPU.
 
     Args:
         source: path, or http(s) address (downloaded once into torch.hub's cache).
+        moments: whether to read the moments of the optimizer from a folder, where they can be left on disk.
     Returns: dictionary. A config pickled by yacs comes back as nested dictionaries; a folder as one file would.
     Raises: FileNotFoundError; ValueError if the file is broken or holds anything but plain data.
     """
     path = _download(source) if urlparse(str(source)).scheme in ("http", "https") else Path(source)
     if str(source) and path.is_dir():
-        return load_folder(path)
+        return load_folder(path, moments=moments)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth or .safetensors "
                                 f"file.")
@@ -143,11 +144,12 @@ def read_folder(path, model, optimizer):
     sharding.read_tensors(path, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
 
 
-def load_folder(path, tensors=True):
+def load_folder(path, tensors=True, moments=True):
     """The content of a folder as one file would hold it.
 
     Args:
         tensors: whether to read them (every one, whole), or only to see that they are there.
+        moments: whether to read those of the optimizer.
     Raises: ValueError if the folder is broken.
     """
     if not (Path(path) / STATE_FILE).is_file():
@@ -156,8 +158,10 @@ def load_folder(path, tensors=True):
     content = load_checkpoint(Path(path) / STATE_FILE)
     if not tensors:
         return {**content, "folder": str(path)}
-    whole, groups = sharding.read_all_tensors(path), content.pop("optimizer_groups")
+    whole, groups = sharding.read_whole_tensors(path, "" if moments else "model."), content.pop("optimizer_groups")
     content["model"] = {name.removeprefix("model."): whole[name] for name in whole if name.startswith("model.")}
+    if not moments:
+        return content
     numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
     content["optimizer"] = {
         "state": {numbers[name]: {moment: whole[f"optimizer.{name}.{moment}"] for moment in moments}

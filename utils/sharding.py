@@ -13,6 +13,9 @@ from torch import distributed as dist
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+
+# the only loader of all supported versions (2.6 to 2.15) that reads in one process of a group
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -130,11 +133,11 @@ def read_tensors(folder, tensors):
     _run(sharded_files.load, folder, "read", tensors, storage_reader=_Reader(folder))
 
 
-def read_all_tensors(folder):
-    """Every tensor of a folder, whole, on the CPU of this process."""
+def read_whole_tensors(folder, prefix=""):
+    """The tensors of a folder whose names start with `prefix`, whole, on the CPU of this process alone."""
     tensors = {name: torch.empty(described.size, dtype=described.properties.dtype)
-               for name, described in check_folder(folder).items()}
-    _run(sharded_files.load, folder, "read", tensors, storage_reader=_Reader(folder), no_dist=True)
+               for name, described in check_folder(folder).items() if name.startswith(prefix)}
+    _run(_load_state_dict, folder, "read", tensors, storage_reader=_Reader(folder), no_dist=True)
     return tensors
 
 

@@ -8,6 +8,7 @@ from ..unit.helpers import largest_difference
 from .recipes import VIT
 from .runs import checkpoint, log_of, losses, records, truncate
 
+pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards on CUDA only")
 SWINV2 = {"MODEL.TYPE": "swinv2", "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": "[1,1]",
           "MODEL.SWINV2.NUM_HEADS": "[1,2]", "MODEL.SWINV2.WINDOW_SIZE": 4}
 ENCODERS = {"swin": {}, "swinv2": SWINV2, "vit": {**VIT, "MODEL.DROP_PATH_RATE": 0.0}}

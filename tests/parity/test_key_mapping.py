@@ -280,8 +280,8 @@ def test_windows_told_wrongly_are_warned_of(told, tmp_path, caplog):
 
 
 def test_windows_of_the_pretraining_of_a_finetuned_checkpoint_are_warned_of_though_shapes_agree(tmp_path, caplog):
-    torch.save({
-        "model": classifier_of("swinv2", 112, 14, PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS).state_dict()}, tmp_path / "tuned.pth")
+    tuned = classifier_of("swinv2", 112, 14, PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS)
+    torch.save({"model": tuned.state_dict()}, tmp_path / "tuned.pth")
     with caplog.at_level("WARNING", logger=LOGGER):
         load_pretrained(classifier_of("swinv2", 112, 14), tmp_path / "tuned.pth")
     assert f"set MODEL.SWINV2.PRETRAINED_WINDOW_SIZES {PRETRAINED_WINDOWS}" in caplog.text

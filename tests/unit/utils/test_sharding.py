@@ -7,7 +7,7 @@ import torch
 from torch.distributed.checkpoint import save
 
 from utils.checkpoint import load_checkpoint, load_folder, newest_good_checkpoint, save_folder
-from utils.sharding import METADATA, check_folder, read_all_tensors, read_tensors, write_tensors
+from utils.sharding import METADATA, check_folder, read_tensors, read_whole_tensors, write_tensors
 
 
 def tensors():
@@ -33,7 +33,7 @@ def rewrite(folder, change):
 
 
 def test_folder_gives_back_what_was_written(folder):
-    read, expected = read_all_tensors(folder), tensors() | {"d": torch.ones(3, 2).bfloat16()}
+    read, expected = read_whole_tensors(folder), tensors() | {"d": torch.ones(3, 2).bfloat16()}
     assert read.keys() == expected.keys()
     assert all(read[name].dtype == expected[name].dtype and torch.equal(read[name], expected[name]) for name in read)
 
@@ -63,7 +63,7 @@ def test_table_of_contents_that_would_run_code_is_refused(folder, tmp_path):
 
     rewrite(folder, lambda metadata: metadata.state_dict_metadata.update(harm=Harm()))
     with pytest.raises(ValueError, match=r"holds (posix|nt)\.system, which is not a description of tensors; nothing was run"):
-        read_all_tensors(folder)
+        read_whole_tensors(folder)
     assert not marker.exists()
 
 
@@ -109,8 +109,9 @@ def test_checkpoint_folder_reads_as_a_file_would(tmp_path):
     assert content["optimizer"]["state"][1]["step"] == 5
 
 
-def test_checkpoint_folder_can_be_read_without_its_tensors(tmp_path):
+def test_checkpoint_folder_can_be_read_in_parts(tmp_path):
     path = save_epoch(tmp_path)
+    assert load_checkpoint(path, moments=False).keys() == {"epoch", "model"}
     assert load_folder(path, tensors=False).keys() == {"epoch", "optimizer_groups", "folder"}
 
 
