@@ -34,7 +34,11 @@ _C.DATA.PIN_MEMORY = True               # page-locked batches for faster copies 
 _C.DATA.NUM_WORKERS = 8                 # loader processes per training process
 _C.DATA.MASK_TYPE = "random"            # + how hidden patches are chosen; data/masks.py lists them
 _C.DATA.MASK_PATCH_SIZE = 32            # pixels: side of the square unit that is hidden or visible as a whole
-_C.DATA.MASK_RATIO = 0.6                # share of hidden units, 0 to 1, rounded up to whole units
+_C.DATA.MASK_RATIO = 0.6                # share of hidden units, 0 to 1
+_C.DATA.MASK_ROUND = "up"               # + to whole units: up (SimMIM) | down | visible_down (what stays visible, MAE)
+_C.DATA.CROP = "rrc"                    # + pre-training: rrc (random area and shape) | src (short side resized, PixMIM)
+_C.DATA.CROP_SCALE = [0.67, 1.0]        # + area of the random crop in pre-training, as a share of the image
+_C.DATA.CROP_INTERPOLATION = "bilinear"  # + resizing in pre-training: bicubic | bilinear | lanczos | nearest
 _C.DATA.VAL_PATH = ""                   # + validation images: held-out loss in pre-training, accuracy in fine-tuning
 _C.DATA.VAL_FRACTION = 0.1              # + `folder` without val/ and VAL_PATH: share of each class held out
 _C.DATA.IMAGES_PER_CLASS = 0            # + fine-tuning: train on this many images of each class (0 = all)
@@ -89,7 +93,9 @@ _C.MODEL.VIT.NUM_HEADS = 12
 _C.MODEL.VIT.MLP_RATIO = 4.0
 _C.MODEL.VIT.QKV_BIAS = True            # for query and value; the key has no bias
 _C.MODEL.VIT.INIT_VALUES = 0.1          # start of the layer scale; None = no layer scale
+_C.MODEL.VIT.K_BIAS = False             # + a bias for the key as well, all three in one parameter (MAE)
 _C.MODEL.VIT.USE_APE = False            # learned absolute position embedding
+_C.MODEL.VIT.USE_SINCOS_APE = False     # + one of sines and cosines, fixed in pre-training (MAE)
 _C.MODEL.VIT.USE_RPB = False            # a relative position bias table in every block
 _C.MODEL.VIT.USE_SHARED_RPB = True      # one table for all blocks
 _C.MODEL.VIT.USE_MEAN_POOLING = False   # mean of the patch tokens instead of the class token
@@ -99,12 +105,24 @@ _C.MODEL.SIMMIM.NORM_TARGET = CfgNode()
 _C.MODEL.SIMMIM.NORM_TARGET.ENABLE = False   # predict pixels normalised by their neighbourhood
 _C.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE = 47  # pixels: odd side of that neighbourhood
 
+_C.MODEL.MAE = CfgNode()                # +
+_C.MODEL.MAE.DECODER_EMBED_DIM = 512
+_C.MODEL.MAE.DECODER_DEPTH = 8
+_C.MODEL.MAE.DECODER_NUM_HEADS = 16
+_C.MODEL.MAE.NORM_PIX_LOSS = False      # predict pixels normalised by their patch
+
+_C.MODEL.PIXMIM = CfgNode()             # + of any method that regresses pixels
+_C.MODEL.PIXMIM.ENABLE = False          # predict the low frequencies only
+_C.MODEL.PIXMIM.CUTOFF_RADIUS = 40.0    # largest frequency that stays, in cycles per image
+_C.MODEL.PIXMIM.FILTER = "exact"        # exact (official, half a step off centre on even sizes) | centered
+
 _C.TRAIN = CfgNode()
 _C.TRAIN.START_EPOCH = 0                # first epoch of a run that resumes nothing
 _C.TRAIN.EPOCHS = 300
 _C.TRAIN.WARMUP_EPOCHS = 20
 _C.TRAIN.WEIGHT_DECAY = 0.05
-_C.TRAIN.BASE_LR = 5e-4                 # the three rates are for 512 images per step; the mains scale them
+_C.TRAIN.BASE_LR = 5e-4                 # the three rates are for LR_SCALE_BATCH images per step; the mains scale them
+_C.TRAIN.LR_SCALE_BATCH = 512           # + 256 in the recipes of MAE and its relatives
 _C.TRAIN.WARMUP_LR = 5e-7
 _C.TRAIN.MIN_LR = 5e-6
 _C.TRAIN.CLIP_GRAD = 5.0                # largest gradient norm; 0 or None = no clipping
@@ -119,6 +137,8 @@ _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30  # step: epochs between decays, counted 
 _C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1   # step: factor
 _C.TRAIN.LR_SCHEDULER.GAMMA = 0.1        # multistep: factor
 _C.TRAIN.LR_SCHEDULER.MULTISTEPS = []    # multistep: epochs, counted from epoch 0
+_C.TRAIN.LR_SCHEDULER.LAG = True         # + a step has the rate of the iteration before it (SimMIM); False: its own (MAE)
+_C.TRAIN.LR_SCHEDULER.SCALE_ALL = False  # + layer decay scales the warm-up start and the minimum, too (MAE)
 _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False  # cosine starts at the end of the warm-up instead of at epoch 0
 _C.TRAIN.OPTIMIZER = CfgNode()
 _C.TRAIN.OPTIMIZER.NAME = "adamw"       # adamw | sgd | fused_adam | fused_lamb (the last two need apex)
@@ -160,12 +180,19 @@ _C.DIST_TIMEOUT_MINUTES = 30            # + a collective operation that waits lo
 _C.PRETRAINED = ""                      # checkpoint that initialises the model; path or https address
 _C.freeze()
 
+IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean, deviation of RGB in [0, 1]
 _NULLABLE = {"MODEL.SWIN.QK_SCALE", "MODEL.VIT.INIT_VALUES", "AUG.CUTMIX_MINMAX", "AUG.AUTO_AUGMENT", "TRAIN.CLIP_GRAD"}
 _NUMBER_OR_PAIR = {"DATA.IMG_SIZE"}
-_PAIRS = {"DATA.IMG_SIZE": 0, "AUG.CUTMIX_MINMAX": 0.0, "AUG.CROP_SCALE": 0.0, "TRAIN.OPTIMIZER.BETAS": 0.0}  # of what kind
+_PAIRS = {"DATA.IMG_SIZE": 0, "DATA.CROP_SCALE": 0.0, "AUG.CUTMIX_MINMAX": 0.0, "AUG.CROP_SCALE": 0.0,  # of what kind
+          "TRAIN.OPTIMIZER.BETAS": 0.0}
 _FLOAT_LISTS = {"DATA.MEAN", "DATA.STD"}  # empty by default, so the default does not tell the type
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _CHOICES = {
-    "DATA.INTERPOLATION": ("bicubic", "bilinear", "lanczos", "nearest"),
+    "DATA.INTERPOLATION": INTERPOLATIONS,
+    "DATA.CROP_INTERPOLATION": INTERPOLATIONS,
+    "DATA.CROP": ("rrc", "src"),
+    "DATA.MASK_ROUND": ("up", "down", "visible_down"),
+    "MODEL.PIXMIM.FILTER": ("exact", "centered"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
     "TRAIN.PARALLEL": ("ddp", "fsdp"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd", "fused_adam", "fused_lamb"),
@@ -175,6 +202,8 @@ _CHOICES = {
     "AMP_BACKEND": ("native", "apex"),
 }
 _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
+    "MODEL.MAE.DECODER_EMBED_DIM": (1, None), "MODEL.MAE.DECODER_DEPTH": (1, None), "MODEL.MAE.DECODER_NUM_HEADS": (1, None),
+    "MODEL.PIXMIM.CUTOFF_RADIUS": (0, None), "TRAIN.LR_SCALE_BATCH": (1, None),
     "SEED": (0, None), "LOCAL_RANK": (0, None), "MODEL.SWIN.MLP_RATIO": (1e-3, None),
     "MODEL.SWINV2.MLP_RATIO": (1e-3, None), "MODEL.VIT.MLP_RATIO": (1e-3, None),
     "AUG.REPROB": (0, 1), "AUG.MIXUP": (0, None), "AUG.CUTMIX": (0, None), "AUG.MIXUP_PROB": (0, 1),
@@ -237,12 +266,12 @@ def with_values(config, **values):
 
 
 def scaled_config(config, world_size):
-    """A frozen clone whose three learning rates fit the global batch: rate x images per step / 512.
+    """A frozen clone whose three learning rates fit the global batch: rate x images per step / LR_SCALE_BATCH.
 
     The config itself keeps the raw rates, so that a saved config can be fed back (the official code overwrites them).
     Source: SimMIM (arXiv 2111.09886), official main_simmim.py.
     """
-    factor = images_per_step(config, world_size) / 512.0
+    factor = images_per_step(config, world_size) / config.TRAIN.LR_SCALE_BATCH
     return with_values(config, TRAIN__BASE_LR=config.TRAIN.BASE_LR * factor,
                        TRAIN__WARMUP_LR=config.TRAIN.WARMUP_LR * factor, TRAIN__MIN_LR=config.TRAIN.MIN_LR * factor)
 
@@ -262,6 +291,13 @@ def encoder_config(config):
     """The block of the chosen encoder, e.g. MODEL.SWIN."""
     blocks = {name.lower(): node for name, node in config.MODEL.items() if isinstance(node, CfgNode) and "IN_CHANS" in node}
     return pick(blocks, config.MODEL.TYPE, "MODEL.TYPE")
+
+
+def pixel_statistics(config):
+    """Mean and standard deviation per channel, of pixels in [0, 1]: ([...], [...])."""
+    channels = encoder_config(config).IN_CHANS
+    mean, std = IMAGENET_STATISTICS if channels == 3 else ([0.5] * channels, [0.5] * channels)
+    return list(config.DATA.MEAN or mean), list(config.DATA.STD or std)
 
 
 def run_folder(config):
@@ -443,9 +479,11 @@ def _check(config):
             raise ValueError(f"{key}={leaves[key]} is out of range: it must be {allowed}.")
     if min(image_size(config)) < 1:
         raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} must be at least 1 pixel.")
-    low_high = config.AUG.CROP_SCALE
-    if not 0 < low_high[0] <= low_high[1] <= 1:
-        raise ValueError(f"AUG.CROP_SCALE={low_high} must be [smallest, largest] share of the image's area, e.g. [0.08, 1.0].")
+    for section in ("AUG", "DATA"):
+        low, high = config[section].CROP_SCALE
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"{section}.CROP_SCALE={[low, high]} must be [smallest, largest] share of the image's area, e.g. "
+                             f"[0.08, 1.0].")
     minmax = config.AUG.CUTMIX_MINMAX
     if minmax is not None and not 0 < minmax[0] <= minmax[1] <= 1:
         raise ValueError(f"AUG.CUTMIX_MINMAX={minmax} must be [smallest, largest] share of the sides, e.g. [0.2, 0.8].")
@@ -460,6 +498,8 @@ def _check(config):
         for key in ("MEAN", "STD"):
             if len(config.DATA[key]) not in (0, channels):
                 raise ValueError(f"DATA.{key} has {len(config.DATA[key])} values for IN_CHANS={channels}: give one each.")
+    if config.MODEL.METHOD == "mae":
+        _check_mae(config.MODEL.MAE)
     if config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE % 2 == 0:
         raise ValueError(f"MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE={config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE} is even: the "
                          f"window is centred on a pixel. Use {config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE + 1}.")
@@ -559,8 +599,24 @@ def _swin_problem(size, patch, num_stages, window):
     return None
 
 
+def _check_mae(mae):
+    width, heads = mae.DECODER_EMBED_DIM, mae.DECODER_NUM_HEADS
+    if width % heads:
+        fit = max(h for h in range(1, heads + 1) if width % h == 0)
+        raise ValueError(f"MODEL.MAE.DECODER_NUM_HEADS={heads} does not divide MODEL.MAE.DECODER_EMBED_DIM={width}. Use e.g. "
+                         f"{fit} heads.")
+    if width % 4:
+        raise ValueError(f"MODEL.MAE.DECODER_EMBED_DIM={width} must be a multiple of 4: a quarter each for sines and cosines "
+                         f"of column and row. Use {-(-width // 4) * 4}.")
+
+
 def _check_vit(config):
     vit = config.MODEL.VIT
+    if vit.USE_APE and vit.USE_SINCOS_APE:
+        raise ValueError("MODEL.VIT.USE_APE and USE_SINCOS_APE are both True: an encoder has one absolute position embedding.")
+    if vit.USE_SINCOS_APE and vit.EMBED_DIM % 4:
+        raise ValueError(f"MODEL.VIT.EMBED_DIM={vit.EMBED_DIM} must be a multiple of 4 for MODEL.VIT.USE_SINCOS_APE: a quarter "
+                         f"each for sines and cosines of column and row. Use {-(-vit.EMBED_DIM // 4) * 4}.")
     if vit.EMBED_DIM % vit.NUM_HEADS:
         fit = max(h for h in range(1, vit.NUM_HEADS + 1) if vit.EMBED_DIM % h == 0)
         raise ValueError(f"MODEL.VIT.NUM_HEADS={vit.NUM_HEADS} does not divide MODEL.VIT.EMBED_DIM={vit.EMBED_DIM}. "

@@ -184,8 +184,9 @@ def announce(job, scaled, num_train, num_val):
         log.info("every process holds a part of the model (TRAIN.PARALLEL fsdp)")
     log.info("effective batch: %d images x %d processes x %d accumulation steps = %d", config.DATA.BATCH_SIZE,
              distributed.world_size(), max(train.ACCUMULATION_STEPS, 1), total)
-    log.info("learning rates x %d / 512: base %.3e -> %.3e, warm-up start %.3e -> %.3e, minimum %.3e -> %.3e", total,
-             train.BASE_LR, scaled.TRAIN.BASE_LR, train.WARMUP_LR, scaled.TRAIN.WARMUP_LR, train.MIN_LR, scaled.TRAIN.MIN_LR)
+    log.info("learning rates x %d / %d: base %.3e -> %.3e, warm-up start %.3e -> %.3e, minimum %.3e -> %.3e", total,
+             train.LR_SCALE_BATCH, train.BASE_LR, scaled.TRAIN.BASE_LR, train.WARMUP_LR, scaled.TRAIN.WARMUP_LR, train.MIN_LR,
+             scaled.TRAIN.MIN_LR)
     if train.WARMUP_EPOCHS >= train.EPOCHS:
         log.warning("TRAIN.WARMUP_EPOCHS=%d is not below TRAIN.EPOCHS=%d: the learning rate never reaches its peak",
                     train.WARMUP_EPOCHS, train.EPOCHS)

@@ -1,11 +1,12 @@
 """The learning rate as a function of the iteration.
 
-Iterations are micro-batches, counted from 0 over the whole run. As in the official code the rate is set after the
-optimizer step, with the index of the iteration just finished: the first two steps share one value.
+Iterations are micro-batches, counted from 0 over the whole run. The rate is set after the optimizer step: as in the
+official SimMIM to the value of the iteration just finished, so that the first two steps share one value; or, as in MAE, to
+that of the next.
 """
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.registry import pick
 
@@ -17,8 +18,10 @@ class Schedule:
     Attributes:
         total: iterations of the run.
         warmup: iterations of the linear warm-up, counted from 0.
-        warmup_lr: rate at iteration 0, the same for every group.
-        min_lr: last rate of the cosine, the same for every group.
+        warmup_lr: rate at iteration 0, the same for every group unless `scale_all`.
+        min_lr: last rate of the cosine, the same for every group unless `scale_all`.
+        lag: whether the rate of a step is the value of the iteration before it.
+        scale_all: whether `lr_scale` of a group scales `warmup_lr` and `min_lr` as well as the peak.
         warmup_prefix: the cosine starts after the warm-up instead of at iteration 0.
         decay: step: iterations between decays.
         decay_rate, gamma: step, multistep: factors.
@@ -33,6 +36,13 @@ class Schedule:
     decay_rate: float
     gamma: float
     milestones: tuple
+    lag: bool = True
+    scale_all: bool = False
+
+    def of_group(self, group):
+        """The schedule of a parameter group."""
+        scale = group.get("lr_scale", 1.0) if self.scale_all else 1.0
+        return replace(self, warmup_lr=self.warmup_lr * scale, min_lr=self.min_lr * scale)
 
 
 def cosine(t, peak, s):
@@ -69,14 +79,17 @@ class Scheduler:
         self.optimizer = optimizer
         self.curve = curve
         self.schedule = schedule
-        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.peaks = [(group["lr"], schedule.of_group(group)) for group in optimizer.param_groups]
         self.last_update = None
-        if schedule.warmup:
-            self._set([schedule.warmup_lr] * len(self.peaks))
+        if not schedule.lag:
+            self._set(0)
+        elif schedule.warmup:
+            for group, (_, own) in zip(optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = own.warmup_lr
 
-    def value(self, t, peak):
-        """Rate after iteration `t` for a group with this peak."""
-        s = self.schedule
+    def value(self, t, peak, schedule=None):
+        """Rate that belongs to iteration `t` for a group with this peak (and schedule, where it has its own)."""
+        s = schedule or self.schedule
         if t < s.warmup:
             return s.warmup_lr + t * ((peak - s.warmup_lr) / s.warmup)
         return self.curve(t, peak, s)
@@ -84,11 +97,11 @@ class Scheduler:
     def step_update(self, t):
         """Call after the optimizer step, with the index of the iteration just finished."""
         self.last_update = t
-        self._set([self.value(t, peak) for peak in self.peaks])
+        self._set(t if self.schedule.lag else t + 1)
 
-    def _set(self, rates):
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+    def _set(self, t):
+        for group, (peak, schedule) in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = self.value(t, peak, schedule)
 
     def state_dict(self):
         return {"last_update": self.last_update}
@@ -112,5 +125,6 @@ def build_scheduler(config, optimizer, n_iter_per_epoch):
     return Scheduler(optimizer, curve, Schedule(
         total=train.EPOCHS * n_iter_per_epoch, warmup=train.WARMUP_EPOCHS * n_iter_per_epoch,
         warmup_lr=train.WARMUP_LR, min_lr=train.MIN_LR, warmup_prefix=settings.WARMUP_PREFIX,
+        lag=settings.LAG, scale_all=settings.SCALE_ALL,
         decay=settings.DECAY_EPOCHS * n_iter_per_epoch, decay_rate=settings.DECAY_RATE, gamma=settings.GAMMA,
         milestones=tuple(epoch * n_iter_per_epoch for epoch in settings.MULTISTEPS)))

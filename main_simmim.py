@@ -8,9 +8,8 @@ import logging
 
 import torch
 
-from config import check_pretraining, load_config, run_folder, scaled_config
+from config import check_pretraining, load_config, pixel_statistics, run_folder, scaled_config
 from data import build_loader
-from data.transforms import pixel_statistics
 from engine import (
     Job,
     Updater,

@@ -109,7 +109,8 @@ def build_loader(config, is_pretrain, train=True):
 def build_mask_generator(config):
     """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
     mask = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE")
-    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO)
+    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO,
+                config.DATA.MASK_ROUND)
 
 
 def build_mixup(config, num_classes):

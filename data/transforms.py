@@ -1,20 +1,15 @@
 """From a PIL image to a normalised tensor; the official pre-training and fine-tuning pipelines."""
+from functools import partial
+
 from PIL import ImageOps
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
-from config import encoder_config, image_size
+from config import encoder_config, image_size, pixel_statistics
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-def pixel_statistics(config):
-    """Mean and standard deviation per channel, of pixels in [0, 1]: ([...], [...])."""
-    channels = encoder_config(config).IN_CHANS
-    default_mean, default_std = ((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if channels == 3
-                                 else ((0.5,) * channels, (0.5,) * channels))
-    return list(config.DATA.MEAN or default_mean), list(config.DATA.STD or default_std)
 
 
 def pil_mode(config):
@@ -28,13 +23,38 @@ def pil_mode(config):
 
 
 def pretrain_transform(config):
-    """Random resized crop (area 0.67 to 1, bilinear), horizontal flip, normalise. Source: official SimMIM."""
+    """The crop of DATA.CROP, horizontal flip, normalise.
+
+    Source: `rrc` with areas of 0.67 to 1, bilinear: official SimMIM; 0.2 to 1, bicubic: MAE. `src`: simple_resized_crop.
+    """
     mean, std = pixel_statistics(config)
+    size, interpolation = image_size(config), InterpolationMode(config.DATA.CROP_INTERPOLATION)
+    if config.DATA.CROP == "src":
+        crop = simple_resized_crop(size, interpolation)
+    else:
+        crop = transforms.RandomResizedCrop(size, scale=tuple(config.DATA.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
+                                            interpolation=interpolation)
     return transforms.Compose([
-        transforms.RandomResizedCrop(image_size(config), scale=(0.67, 1.0), ratio=(3.0 / 4.0, 4.0 / 3.0)),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(mean, std)])
+        crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def simple_resized_crop(size, interpolation=InterpolationMode.BILINEAR):
+    """Resize to just cover (height, width), pad 4 pixels by reflection, crop at random: objects stay whole.
+
+    Source: PixMIM (arXiv 2303.02416), section 3.3.
+    """
+    return transforms.Compose([transforms.Lambda(partial(_cover, size=size, interpolation=interpolation)),
+                               transforms.Pad(4, padding_mode="reflect"), transforms.RandomCrop(size)])
+
+
+def _cover(picture, size, interpolation):
+    """The picture resized so that its short side fits; the long one is rounded down."""
+    (height, width), (own_width, own_height) = size, picture.size
+    if own_height * width >= own_width * height:
+        height = max(height, int(width * own_height / own_width))
+    else:
+        width = max(width, int(height * own_width / own_height))
+    return resize(picture, [height, width], interpolation)
 
 
 def finetune_transform(config):

@@ -1,8 +1,11 @@
 """From a config to a model. The dict literals below are all there is to registration."""
+from functools import partial
+
 import torch
 from torch import nn
 
 from config import check_pretraining, image_size
+from models.mae import build_mae
 from models.simmim import build_simmim
 from models.swin import build_swin
 from models.swinv2 import build_swinv2
@@ -11,13 +14,13 @@ from utils import sharding
 from utils.registry import pick
 
 ENCODERS = {"swin": build_swin, "swinv2": build_swinv2, "vit": build_vit}
-METHODS = {"simmim": build_simmim}
+METHODS = {"mae": build_mae, "simmim": build_simmim}
 
 
-def build_encoder(config, num_classes, is_pretrain):
-    """The encoder named by MODEL.TYPE; with a head if num_classes > 0, with a mask token if is_pretrain."""
+def build_encoder(config, num_classes=0, use_mask_token=False):
+    """The encoder named by MODEL.TYPE; with a head if num_classes > 0, with a mask token if a method asks for one."""
     build = pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE")
-    return build(config, image_size(config), num_classes, is_pretrain)
+    return build(config, image_size(config), num_classes, use_mask_token)
 
 
 def build_model(config, is_pretrain=True):
@@ -33,11 +36,10 @@ def build_model(config, is_pretrain=True):
     with torch.device("meta"):
         if is_pretrain:
             method = pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
-            encoder = build_encoder(config, num_classes=0, is_pretrain=True)
+            model = method(config, partial(build_encoder, config))
             check_pretraining(config)
-            model = method(config, encoder)
         else:
-            model = build_encoder(config, config.MODEL.NUM_CLASSES, is_pretrain=False)
+            model = build_encoder(config, config.MODEL.NUM_CLASSES)
     return model if torch.get_default_device().type == "meta" else materialize(model)
 
 

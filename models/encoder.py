@@ -22,6 +22,8 @@ class Encoder(nn.Module):
         num_features: channels of the feature map.
         in_chans: channels of the images.
         num_layers: number of blocks, the unit of layer-wise learning-rate decay.
+        drops_tokens: whether `forward_visible` exists.
+        num_prefix_tokens: tokens that stand before those of the patches there (a class token).
         head: nn.Linear, or nn.Identity without classes.
     """
 
@@ -30,10 +32,23 @@ class Encoder(nn.Module):
     num_features: int
     in_chans: int
     num_layers: int
+    drops_tokens = False
+    num_prefix_tokens = 0
 
     def forward_map(self, images, mask=None):
         """(B, in_chans, H, W), optional mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_map")
+
+    def forward_visible(self, images, mask, ids):
+        """Only what is visible goes through the encoder, as MAE wants it.
+
+        Args:
+            images: (B, in_chans, H, W).
+            mask: (B, H/patch, W/patch) bool, True = hidden; as many in each image.
+            ids: (B, n) int64, positions of the visible patches in row-major order, rising.
+        Returns: (B, num_prefix_tokens + n, num_features), normalised.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward_visible")
 
     def forward_pooled(self, images):
         """(B, in_chans, H, W) -> (B, num_features), the feature the head sees."""

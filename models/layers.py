@@ -128,6 +128,16 @@ def init_layer(module, std=0.02, cut=math.inf):
         module.reset_parameters()
 
 
+def init_xavier(module):
+    """Initialise the parameters of one layer as the official MAE does: linear weights uniform by Xavier's rule, biases 0.
+
+    LayerNorms start at 1 and 0, convolutions at PyTorch's default.
+    """
+    init_layer(module)
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+
+
 def truncated_normal(tensor, std=0.02, cut=math.inf):
     """Fill in place from a normal of mean 0, without values beyond +-cut.
 

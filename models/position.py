@@ -122,6 +122,26 @@ def _source_positions(source, target):
     return np.concatenate([-half[::-1], [0.0], half])
 
 
+def sincos_table(grid, dim, num_extra=0):
+    """Fixed absolute position embedding.
+
+    A quarter of the channels each: sine and cosine of the column, then of the row, at frequencies 10000^(-i / (dim / 4)).
+
+    Args:
+        grid: (h, w) patches.
+        dim: channels, a multiple of 4.
+        num_extra: leading rows of zeros (class token).
+    Returns: (1, num_extra + h*w, dim) float32, on the CPU, computed in float64.
+    Source: MAE (arXiv 2111.06377), official code; the axes are in the order of its tables.
+    """
+    rows, cols = (torch.arange(side, dtype=torch.float64, device="cpu") for side in grid)
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
+    col_angles = (cols[:, None] * frequencies).expand(grid[0], -1, -1)           # (h, w, dim / 4)
+    row_angles = (rows[:, None] * frequencies)[:, None].expand(-1, grid[1], -1)
+    table = torch.cat([col_angles.sin(), col_angles.cos(), row_angles.sin(), row_angles.cos()], dim=-1).flatten(0, 1)
+    return F.pad(table, (0, 0, num_extra, 0)).float().unsqueeze(0)
+
+
 def resize_position_embedding(embedding, source, target, num_extra=0):
     """Resize an absolute position embedding to another patch grid (bicubic, corners not aligned).
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models.layers import lift_mask
-from models.targets import LocallyNormalizedTarget, PixelTarget
+from models.targets import LocallyNormalizedTarget, PixelTarget, with_low_pass
 
 
 class SimMIM(nn.Module):
@@ -82,7 +82,8 @@ def masked_l1(prediction, target, mask):
         return (error * hidden).sum() / (hidden.sum() + 1e-5) / target.shape[1]
 
 
-def build_simmim(config, encoder):
-    """SimMIM from MODEL.SIMMIM."""
+def build_simmim(config, make_encoder):
+    """SimMIM from MODEL.SIMMIM and MODEL.PIXMIM."""
     norm_target = config.MODEL.SIMMIM.NORM_TARGET
-    return SimMIM(encoder, LocallyNormalizedTarget(norm_target.PATCH_SIZE) if norm_target.ENABLE else PixelTarget())
+    target = LocallyNormalizedTarget(norm_target.PATCH_SIZE) if norm_target.ENABLE else PixelTarget()
+    return SimMIM(make_encoder(use_mask_token=True), with_low_pass(config, target))

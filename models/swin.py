@@ -326,7 +326,7 @@ class SwinTransformer(Encoder):
         return out, resized
 
 
-def build_swin(config, img_size, num_classes, is_pretrain):
+def build_swin(config, img_size, num_classes, use_mask_token):
     """SwinTransformer from MODEL.SWIN."""
     swin = config.MODEL.SWIN
     return SwinTransformer(
@@ -334,4 +334,4 @@ def build_swin(config, img_size, num_classes, is_pretrain):
         embed_dim=swin.EMBED_DIM, depths=swin.DEPTHS, num_heads=swin.NUM_HEADS, window_size=swin.WINDOW_SIZE,
         mlp_ratio=swin.MLP_RATIO, qkv_bias=swin.QKV_BIAS, qk_scale=swin.QK_SCALE, drop_rate=config.MODEL.DROP_RATE,
         drop_path_rate=config.MODEL.DROP_PATH_RATE, ape=swin.APE, patch_norm=swin.PATCH_NORM,
-        use_mask_token=is_pretrain, use_checkpoint=config.TRAIN.USE_CHECKPOINT)
+        use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT)

@@ -173,7 +173,7 @@ class SwinTransformerV2(SwinTransformer):
         return super().resize_state_dict(state_dict)
 
 
-def build_swinv2(config, img_size, num_classes, is_pretrain):
+def build_swinv2(config, img_size, num_classes, use_mask_token):
     """SwinTransformerV2 from MODEL.SWINV2."""
     swin = config.MODEL.SWINV2
     windows = swin.PRETRAINED_WINDOW_SIZES if any(swin.PRETRAINED_WINDOW_SIZES) else [0] * len(swin.DEPTHS)
@@ -183,4 +183,4 @@ def build_swinv2(config, img_size, num_classes, is_pretrain):
         mlp_ratio=swin.MLP_RATIO, qkv_bias=swin.QKV_BIAS, drop_rate=config.MODEL.DROP_RATE,
         drop_path_rate=config.MODEL.DROP_PATH_RATE, ape=swin.APE, patch_norm=swin.PATCH_NORM,
         pretrained_window_sizes=windows, extra_norm_every=swin.EXTRA_NORM_EVERY,
-        use_mask_token=is_pretrain, use_checkpoint=config.TRAIN.USE_CHECKPOINT)
+        use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT)

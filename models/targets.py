@@ -6,6 +6,8 @@ prediction back to the images' scale, for viewing only.
 import torch
 from torch.nn import functional as F
 
+from config import pixel_statistics
+
 
 class PixelTarget:
     """The normalised pixels themselves."""
@@ -62,3 +64,101 @@ def local_statistics(images, window):
     mean = mean_of(images)
     var = (mean_of(images.square()) - mean.square()) * (count / (count - 1))
     return mean, var.clamp_(min=0.0)
+
+
+class PatchNormalizedTarget:
+    """Every patch normalised by the mean and deviation of all its values.
+
+    Args:
+        patch_size: side in pixels.
+    Source: MAE (arXiv 2111.06377), section 4.1; unbiased variance, 1e-6 inside the root.
+    """
+
+    def __init__(self, patch_size):
+        self.patch_size = patch_size
+
+    def __call__(self, images):
+        mean, deviation = self._statistics(images)
+        return (images.float() - mean) / deviation
+
+    def denormalize(self, prediction, images):
+        mean, deviation = self._statistics(images)
+        return prediction * deviation + mean
+
+    @torch.no_grad()
+    def _statistics(self, images):
+        """(B, 1, H, W) each."""
+        p = self.patch_size
+        batch, channels, height, width = images.shape
+        patches = images.float().view(batch, channels, height // p, p, width // p, p)
+        var, mean = torch.var_mean(patches, dim=(1, 3, 5))
+        return (lift(mean, p), lift((var + 1e-6).sqrt(), p))
+
+
+def lift(values, factor):
+    """(B, h, w) -> (B, 1, h*factor, w*factor) by repetition."""
+    return values.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2).unsqueeze(1)
+
+
+class LowPassTarget:
+    """What another target makes of the low frequencies of an image.
+
+    Args:
+        target: applied to the filtered image.
+        radius: largest frequency that stays, in cycles per image.
+        mean, std: per channel, that the images were normalised with.
+        filter: `exact`: the disc of the official code, whose centre lies half a step beside frequency 0 on even sizes;
+            `centered`: a disc around it.
+    Source: PixMIM (arXiv 2303.02416), section 3.2.
+    """
+
+    def __init__(self, target, radius, mean, std, filter="exact"):
+        self.target = target
+        self.radius = radius
+        self.mean = torch.tensor(mean, device="cpu").view(1, -1, 1, 1)
+        self.std = torch.tensor(std, device="cpu").view(1, -1, 1, 1)
+        self.filter = filter
+        self._constants = {}
+
+    def __call__(self, images):
+        return self.target(self.low_pass(images))
+
+    def denormalize(self, prediction, images):
+        return self.target.denormalize(prediction, self.low_pass(images))
+
+    @torch.no_grad()
+    def low_pass(self, images):
+        """(B, C, H, W) normalised -> the same without high frequencies."""
+        with torch.autocast(images.device.type, enabled=False):
+            keep, mean, std = self._on(images.device, images.shape[-2:])
+            spectrum = torch.fft.fft2(images.float() * std + mean) * keep
+            # the filter is not symmetric, so the result is complex; the official code takes its absolute value
+            return (torch.fft.ifft2(spectrum).abs() - mean) / std
+
+    def _on(self, device, size):
+        """Filter and statistics on a device, made once: copying them in every step would wait for it."""
+        key = (device, tuple(size))
+        if key not in self._constants:
+            keep = torch.fft.ifftshift(frequency_disc(size, self.radius, self.filter == "exact"))
+            self._constants[key] = tuple(tensor.to(device) for tensor in (keep, self.mean, self.std))
+        return self._constants[key]
+
+
+def frequency_disc(size, radius, exact=True):
+    """(H, W) float, 1 = kept, of a spectrum with frequency 0 at (H // 2, W // 2).
+
+    Args:
+        radius: in steps of the spectrum.
+        exact: centre at ((H-1)/2, (W-1)/2) as in the official code, else at frequency 0.
+    """
+    centre = [(side - 1) / 2 if exact else side // 2 for side in size]
+    rows, cols = (torch.arange(side, device="cpu") - middle for side, middle in zip(size, centre, strict=True))
+    return (rows[:, None] ** 2 + cols[None, :] ** 2 <= radius ** 2).float()
+
+
+def with_low_pass(config, target):
+    """The target, of low frequencies only with MODEL.PIXMIM.ENABLE."""
+    pixmim = config.MODEL.PIXMIM
+    if not pixmim.ENABLE:
+        return target
+    return LowPassTarget(target, pixmim.CUTOFF_RADIUS, *pixel_statistics(config), pixmim.FILTER)

@@ -1,7 +1,7 @@
-"""Vision Transformer with relative position bias, layer scale and biases for query and value only.
+"""Vision Transformer: plain as in MAE, or with relative position bias, layer scale and biases for query and value only.
 
-Source: Dosovitskiy et al. (arXiv 2010.11929); the variant of BEiT (arXiv 2106.08254) that SimMIM uses. Parameter and
-buffer names are those of the official SimMIM files.
+Source: Dosovitskiy et al. (arXiv 2010.11929); the variants of BEiT (arXiv 2106.08254), which SimMIM uses, and of MAE
+(arXiv 2111.06377). Parameter and buffer names are those of the official SimMIM and MAE files.
 """
 import math
 
@@ -18,6 +18,7 @@ from models.layers import (
     drop_path_rates,
     hide_tokens,
     init_layer,
+    init_xavier,
     stream_dtype,
     truncated_normal,
 )
@@ -26,6 +27,7 @@ from models.position import (
     relative_position_index_with_class_token,
     resize_bias_table,
     resize_position_embedding,
+    sincos_table,
     source_grid,
     source_window,
 )
@@ -63,25 +65,25 @@ class RelativePositionBias(BiasTable):
 class Attention(BiasTable):
     """Multi-head attention over all tokens, with a bias table of its own if `table_grid` is given."""
 
-    def __init__(self, dim, num_heads, qkv_bias, drop, table_grid=None):
+    def __init__(self, dim, num_heads, qkv_bias, drop, table_grid=None, key_bias=False):
         super().__init__()
         self.num_heads = num_heads
         self.has_table = table_grid is not None
-        if qkv_bias:  # a bias of the key would not change the attention
+        if qkv_bias and not key_bias:  # a bias of the key does not change the attention
             self.q_bias = nn.Parameter(torch.zeros(dim))
             self.v_bias = nn.Parameter(torch.zeros(dim))
         else:
             self.q_bias = self.v_bias = None
         if self.has_table:
             self.add_table(table_grid, num_heads)
-        self.qkv = nn.Linear(dim, dim * 3, bias=False)
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias and key_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 
     def forward(self, x, grid, shared_bias=None):
-        """(B, N, C), patch grid (h, w), bias (heads, N, N) shared by the blocks or None -> (B, N, C)."""
+        """(B, N, C), patch grid (h, w) where there is a table, bias (heads, N, N) shared by the blocks or None -> (B, N, C)."""
         batch, tokens, dim = x.shape
-        qkv_bias = None
+        qkv_bias = self.qkv.bias
         if self.q_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
@@ -97,7 +99,8 @@ class Attention(BiasTable):
 class Block(nn.Module):
     """Pre-norm attention and MLP, each branch scaled by a learned factor per channel (`gamma`) unless `init_values` is None."""
 
-    def __init__(self, dim, num_heads, mlp_ratio, qkv_bias, drop, drop_path, init_values, table_grid):
+    def __init__(self, dim, num_heads, mlp_ratio=4.0, qkv_bias=True, drop=0.0, drop_path=0.0, init_values=None,
+                 table_grid=None, key_bias=False):
         super().__init__()
         if init_values is None:
             self.gamma_1 = self.gamma_2 = None
@@ -105,12 +108,12 @@ class Block(nn.Module):
             self.gamma_1 = nn.Parameter(torch.full((dim,), float(init_values)))
             self.gamma_2 = nn.Parameter(torch.full((dim,), float(init_values)))
         self.norm1 = LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias, drop, table_grid)
+        self.attn = Attention(dim, num_heads, qkv_bias, drop, table_grid, key_bias)
         self.drop_path = DropPath(drop_path)
         self.norm2 = LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
-    def forward(self, x, grid, shared_bias=None):
+    def forward(self, x, grid=None, shared_bias=None):
         branch = self.attn(self.norm1(x), grid, shared_bias)
         x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
         branch = self.mlp(self.norm2(x))
@@ -128,9 +131,11 @@ class VisionTransformer(Encoder):
         embed_dim, depth, num_heads: width, blocks, heads.
         mlp_ratio: hidden width of the MLP over the width.
         qkv_bias: biases of query and value.
+        key_bias: a bias of the key as well; the three are then one parameter.
         init_values: start of the layer scale, None = no layer scale.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block.
         use_ape: add a learned absolute position embedding.
+        use_sincos_ape: add one that starts as a table of sines and cosines; without a head it stays so.
         use_rpb: a relative position bias table in every block.
         use_shared_rpb: one table for all blocks (added to the blocks' own where both are on).
         use_mean_pooling: the pooled feature is the normalised mean of the patch tokens instead of the class token; the
@@ -138,14 +143,16 @@ class VisionTransformer(Encoder):
         use_mask_token: own a mask token (pre-training).
         use_checkpoint: recompute activations in the backward pass.
         init_cut: truncation of the initial normals; the official pre-training model cuts at one standard deviation.
+        init_like_mae: Xavier's rule instead, and blocks of any depth alike.
     """
 
     def __init__(self, img_size=(224, 224), patch_size=16, in_chans=3, num_classes=0, embed_dim=768, depth=12,
-                 num_heads=12, mlp_ratio=4.0, qkv_bias=True, init_values=0.1, drop_rate=0.0, drop_path_rate=0.1,
-                 use_ape=False, use_rpb=False, use_shared_rpb=True, use_mean_pooling=False, use_mask_token=False,
-                 use_checkpoint=False, init_cut=math.inf):
+                 num_heads=12, mlp_ratio=4.0, qkv_bias=True, key_bias=False, init_values=0.1, drop_rate=0.0,
+                 drop_path_rate=0.1, use_ape=False, use_sincos_ape=False, use_rpb=False, use_shared_rpb=True,
+                 use_mean_pooling=False, use_mask_token=False, use_checkpoint=False, init_cut=math.inf, init_like_mae=False):
         super().__init__()
         self.patch_size = self.stride = patch_size
+        self.num_prefix_tokens = 1  # the class token
         self.in_chans = in_chans
         self.num_features = embed_dim
         self.num_layers = depth
@@ -153,7 +160,7 @@ class VisionTransformer(Encoder):
         self.grid = tuple(side // patch_size for side in img_size)
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        if use_ape:
+        if use_ape or use_sincos_ape:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         if use_mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -161,18 +168,27 @@ class VisionTransformer(Encoder):
         self.pos_drop = nn.Dropout(drop_rate)
         self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rpb else None
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, rate, init_values, self.grid if use_rpb else None)
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, rate, init_values, self.grid if use_rpb else None,
+                  key_bias)
             for rate in drop_path_rates(drop_path_rate, depth))
         self.norm = nn.Identity() if use_mean_pooling else LayerNorm(embed_dim, eps=NORM_EPS)
         self.fc_norm = LayerNorm(embed_dim, eps=NORM_EPS) if use_mean_pooling else None
         self.head = linear_head(embed_dim, num_classes)
         self.init_values = init_values
         self.init_cut = init_cut
+        self.init_like_mae = init_like_mae
+        self.use_sincos_ape = use_sincos_ape
+        # bias tables are made for the whole grid
+        self.drops_tokens = self.rel_pos_bias is None and not use_rpb
         self.init_weights()
         if self.fc_norm is not None and not self.has_head:
             self.fc_norm.requires_grad_(False)  # official files have it, pre-training never uses it
+        if use_sincos_ape and not self.has_head:
+            self.pos_embed.requires_grad_(False)
 
     def init_module(self, name, module):
+        if self.init_like_mae:
+            return self._init_like_mae(name, module)
         init_layer(module, INIT_STD, self.init_cut)
         for own, parameter in module.named_parameters(recurse=False):
             if own in ("cls_token", "mask_token", "pos_embed") or (name, own) == ("patch_embed.proj", "weight"):
@@ -181,6 +197,7 @@ class VisionTransformer(Encoder):
                 nn.init.constant_(parameter, self.init_values)
             elif own in ("q_bias", "v_bias", "relative_position_bias_table") or name == "patch_embed.proj":
                 nn.init.zeros_(parameter)
+        self._set_sincos(name)
         with torch.no_grad():
             if name.startswith("blocks.") and name.endswith(("attn.proj", "mlp.fc2")):  # deeper branches start smaller
                 module.weight.div_(math.sqrt(2.0 * self.layer_id(name)))
@@ -188,11 +205,29 @@ class VisionTransformer(Encoder):
                 module.weight.mul_(0.001)
                 module.bias.mul_(0.001)
 
+    def _init_like_mae(self, name, module):
+        init_xavier(module)
+        for own, parameter in module.named_parameters(recurse=False):
+            if (name, own) == ("patch_embed.proj", "weight"):
+                nn.init.xavier_uniform_(parameter.view(len(parameter), -1))
+            elif own in ("cls_token", "mask_token", "pos_embed"):
+                truncated_normal(parameter, INIT_STD)
+            elif own in ("gamma_1", "gamma_2"):
+                nn.init.constant_(parameter, self.init_values)
+            elif own in ("q_bias", "v_bias", "relative_position_bias_table"):
+                nn.init.zeros_(parameter)
+        self._set_sincos(name)
+
+    @torch.no_grad()
+    def _set_sincos(self, name):
+        if self.use_sincos_ape and not name:  # a parameter of the encoder itself
+            self.pos_embed.copy_(sincos_table(self.grid, self.num_features, num_extra=1))
+
     def units(self):
         return list(self.blocks)
 
-    def _tokens(self, images, mask=None):
-        """(B, in_chans, H, W) -> ((B, 1 + h*w, C), (h, w)); class token first."""
+    def _embed(self, images, mask=None):
+        """(B, in_chans, H, W) -> patch tokens with their positions (B, h*w, C), class token (B, 1, C), (h, w)."""
         x = self.patch_embed(images).to(stream_dtype(self.cls_token))
         grid = tuple(x.shape[1:3])
         if mask is not None:
@@ -200,14 +235,28 @@ class VisionTransformer(Encoder):
                 raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")
             x = hide_tokens(x, mask, self.mask_token)
         x = x.flatten(1, 2)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        cls_token = self.cls_token.to(x.dtype)
         if hasattr(self, "pos_embed"):
-            x = x + resize_position_embedding(self.pos_embed, self.grid, grid, num_extra=1)
-        x = self.pos_drop(x)
+            positions = resize_position_embedding(self.pos_embed, self.grid, grid, num_extra=1)
+            x, cls_token = x + positions[:, 1:], cls_token + positions[:, :1]
+        return x, cls_token.expand(x.shape[0], -1, -1), grid
+
+    def _tokens(self, images, mask=None):
+        """(B, in_chans, H, W) -> ((B, 1 + h*w, C), (h, w)); class token first."""
+        x, cls_token, grid = self._embed(images, mask)
+        x = self.pos_drop(torch.cat([cls_token, x], dim=1))
         shared_bias = None if self.rel_pos_bias is None else self.rel_pos_bias.bias(grid)
         for block in self.blocks:
             x = self.run(block, x, grid, shared_bias)
         return self.norm(x), grid
+
+    def forward_visible(self, images, mask, ids):
+        x, cls_token, _ = self._embed(images)
+        x = x.gather(1, ids.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = self.pos_drop(torch.cat([cls_token, x], dim=1))
+        for block in self.blocks:
+            x = self.run(block, x)
+        return self.norm(x)
 
     def forward_map(self, images, mask=None):
         x, grid = self._tokens(images, mask)
@@ -254,13 +303,14 @@ class VisionTransformer(Encoder):
         return out, resized
 
 
-def build_vit(config, img_size, num_classes, is_pretrain):
+def build_vit(config, img_size, num_classes, use_mask_token):
     """VisionTransformer from MODEL.VIT."""
     vit = config.MODEL.VIT
     return VisionTransformer(
         img_size=img_size, patch_size=vit.PATCH_SIZE, in_chans=vit.IN_CHANS, num_classes=num_classes,
         embed_dim=vit.EMBED_DIM, depth=vit.DEPTH, num_heads=vit.NUM_HEADS, mlp_ratio=vit.MLP_RATIO, qkv_bias=vit.QKV_BIAS,
         init_values=vit.INIT_VALUES, drop_rate=config.MODEL.DROP_RATE, drop_path_rate=config.MODEL.DROP_PATH_RATE,
-        use_ape=vit.USE_APE, use_rpb=vit.USE_RPB, use_shared_rpb=vit.USE_SHARED_RPB,
-        use_mean_pooling=vit.USE_MEAN_POOLING, use_mask_token=is_pretrain, use_checkpoint=config.TRAIN.USE_CHECKPOINT,
-        init_cut=INIT_STD if is_pretrain else math.inf)
+        key_bias=vit.K_BIAS, use_ape=vit.USE_APE, use_sincos_ape=vit.USE_SINCOS_APE, use_rpb=vit.USE_RPB,
+        use_shared_rpb=vit.USE_SHARED_RPB, use_mean_pooling=vit.USE_MEAN_POOLING,
+        use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT,
+        init_cut=INIT_STD if use_mask_token else math.inf, init_like_mae=vit.USE_SINCOS_APE and num_classes == 0)

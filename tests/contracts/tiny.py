@@ -10,6 +10,9 @@ HEIGHT, WIDTH, BATCH, CLASSES = 32, 64, 3, 5
 COMMON = {"DATA.IMG_SIZE": [HEIGHT, WIDTH], "DATA.MASK_PATCH_SIZE": 8, "MODEL.NUM_CLASSES": CLASSES,
           "MODEL.DROP_PATH_RATE": 0.0}
 
+MAE_VIT = {"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_SHARED_RPB": False,
+           "MODEL.VIT.INIT_VALUES": None}
+LOW_PASS = {"MODEL.PIXMIM.ENABLE": True, "MODEL.PIXMIM.CUTOFF_RADIUS": 6}
 # encoder: {variant: settings}; the first variant is the base, the others add to it
 VARIANTS = {
     "swin": {
@@ -30,17 +33,24 @@ VARIANTS = {
         "all_tables": {"MODEL.VIT.USE_APE": True, "MODEL.VIT.USE_RPB": True},
         "no_tables": {"MODEL.VIT.USE_SHARED_RPB": False, "MODEL.VIT.INIT_VALUES": None, "MODEL.VIT.QKV_BIAS": False},
         "mean_pooling": {"MODEL.VIT.USE_MEAN_POOLING": True},
+        "mae": MAE_VIT,
     },
 }
 METHOD_VARIANTS = {
     "simmim": {"pixels": {}, "normalised": {"MODEL.SIMMIM.NORM_TARGET.ENABLE": True,
-                                            "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": 5}},
+                                            "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": 5}, "low_pass": LOW_PASS},
+    "mae": {"pixels": {"MODEL.METHOD": "mae", "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1,
+                       "MODEL.MAE.DECODER_NUM_HEADS": 2},
+            "normalised": {"MODEL.MAE.NORM_PIX_LOSS": True}, "low_pass": LOW_PASS},
 }
+# what a method needs of an encoder: {method: [(encoder, variant)]}; without an entry any will do
+NEEDS = {"mae": [("vit", "no_tables"), ("vit", "mae")]}
 
 # one case for an encoder or method without a tiny config, too: its tests then fail instead of not existing
 ENCODER_CASES = [(name, variant) for name in ENCODERS for variant in VARIANTS.get(name, ["none"])]
 CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES
-         for method in METHODS for kind in METHOD_VARIANTS.get(method, ["none"])]
+         for method in METHODS if (name, variant) in NEEDS.get(method, [(name, variant)])
+         for kind in METHOD_VARIANTS.get(method, ["none"])]
 
 
 def settings_of(table, name, variant, where):
@@ -75,11 +85,15 @@ def make_images(config, batch=BATCH, size=None, seed=2):
 
 
 def make_mask(config, batch=BATCH, size=None, seed=3):
-    """(batch, rows, cols) bool on the patch grid, about half hidden, in every image another number."""
+    """(batch, rows, cols) bool on the patch grid, about half hidden, in every image another number where the method can."""
     patch = encoder_config(config).PATCH_SIZE
     height, width = size or image_size(config)
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(batch, height // patch, width // patch, generator=generator) < 0.5
+    noise = torch.rand(batch, height // patch, width // patch, generator=generator)
+    if config.MODEL.METHOD in NEEDS:
+        order = noise.flatten(1).argsort(dim=1).argsort(dim=1)
+        return (order < order.shape[1] // 2).view_as(noise)
+    mask = noise < 0.5
     assert mask.any() and not mask.all()
     return mask
 

@@ -5,12 +5,12 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from config import pixel_statistics
 from data.transforms import (
     eval_transform,
     finetune_transform,
     heldout_transform,
     pil_mode,
-    pixel_statistics,
     pretrain_transform,
 )
 from utils.seeding import seeded_globals

@@ -1,0 +1,65 @@
+"""The decoder of methods whose encoder sees only the visible patches."""
+import torch
+from torch import nn
+
+from models.layers import LayerNorm, init_xavier, truncated_normal
+from models.position import resize_position_embedding, sincos_table
+from models.vit import NORM_EPS, Block
+
+
+class PixelDecoder(nn.Module):
+    """A small transformer over all patches, hidden ones as mask tokens, that predicts their pixels.
+
+    Args:
+        in_dim: width of the encoder's tokens.
+        dim, depth, num_heads: of the decoder.
+        grid: (h, w) patches its position table is made for; other grids work.
+        patch_size, in_chans: of the images.
+        num_prefix_tokens: tokens before those of the patches (class token); they take part and are dropped at the end.
+    Source: MAE (arXiv 2111.06377), section 3.
+    """
+
+    def __init__(self, in_dim, dim, depth, num_heads, grid, patch_size, in_chans, num_prefix_tokens):
+        super().__init__()
+        self.grid = grid
+        self.patch_size = patch_size
+        self.num_prefix_tokens = num_prefix_tokens
+        self.embed = nn.Linear(in_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_prefix_tokens + grid[0] * grid[1], dim), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(dim, num_heads, key_bias=True) for _ in range(depth))
+        self.norm = LayerNorm(dim, eps=NORM_EPS)
+        self.pred = nn.Linear(dim, patch_size ** 2 * in_chans)
+
+    def forward(self, tokens, ids, grid):
+        """Predict every patch.
+
+        Args:
+            tokens: (B, num_prefix_tokens + n, in_dim), of the visible patches.
+            ids: (B, n) their positions in row-major order.
+            grid: (h, w) patches of the image.
+        Returns: (B, in_chans, H, W).
+        """
+        prefix, visible = self.embed(tokens).split([self.num_prefix_tokens, ids.shape[1]], dim=1)
+        batch, dim = visible.shape[0], visible.shape[-1]
+        x = self.mask_token.to(visible.dtype).expand(batch, grid[0] * grid[1], dim)
+        x = x.scatter(1, ids.unsqueeze(-1).expand(-1, -1, dim), visible)
+        x = torch.cat([prefix, x], dim=1)
+        x = x + resize_position_embedding(self.pos_embed, self.grid, grid, self.num_prefix_tokens)
+        for block in self.blocks:
+            x = block(x)
+        return to_image(self.pred(self.norm(x))[:, self.num_prefix_tokens:], grid, self.patch_size)
+
+    def init_module(self, name, module):
+        """As Encoder.init_module."""
+        init_xavier(module)
+        if not name:
+            truncated_normal(self.mask_token)
+            with torch.no_grad():
+                self.pos_embed.copy_(sincos_table(self.grid, self.pos_embed.shape[-1], self.num_prefix_tokens))
+
+
+def to_image(patches, grid, patch_size):
+    """(B, h*w, patch*patch*C), values of a patch in order row, column, channel -> (B, C, h*patch, w*patch)."""
+    x = patches.unflatten(1, grid).unflatten(3, (patch_size, patch_size, -1))  # (B, h, w, p, p, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
