@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from models.encoder import REBUILT_BUFFERS, Encoder
+from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.sharding import assign
 
@@ -39,9 +40,9 @@ def encoder_type(weights, prefix=""):
         return "swinv2"
     if f"{prefix}layers.0.blocks.0.attn.relative_position_bias_table" in weights:
         return "swin"
-    # a bias of the key, too, is what other ViTs have
-    is_vit = f"{prefix}blocks.0.attn.qkv.weight" in weights and f"{prefix}blocks.0.attn.qkv.bias" not in weights
-    return "vit" if is_vit else None
+    if f"{prefix}blocks3.0.attn.qkv.weight" in weights:
+        return "convmae"
+    return "vit" if f"{prefix}blocks.0.attn.qkv.weight" in weights else None
 
 
 def as_it_is(weights):
@@ -52,13 +53,32 @@ def under_encoder(weights):
     return {f"encoder.{name}": value for name, value in weights.items()}
 
 
-# The first that recognises a file converts it. Official names are ours, so these have nothing to convert: files of the
-# SimMIM and Swin repositories and of this one look alike.
+def from_mae(weights):
+    """Official MAE and ConvMAE: what is not the decoder's stands at the root, and only with a decoder is a mask token its."""
+    return MAE_OFFICIAL.to_ours(weights) if "decoder_embed.weight" in weights else under_encoder(weights)
+
+
+def from_transformers(weights):
+    """ViTMAE of transformers, with or without decoder, or the bare model without `vit.`."""
+    if "embeddings.cls_token" in weights:
+        weights = {f"vit.{name}": value for name, value in weights.items()}
+    return MAE_TRANSFORMERS.to_ours(weights)
+
+
+# The first that recognises a file converts it. Official names of SimMIM and Swin are ours, so these have nothing to convert:
+# files of their repositories and of this one look alike.
 SOURCES = [
-    Source("SimMIM pre-training", lambda weights: encoder_type(weights, "encoder.") is not None, as_it_is),
+    Source("transformers' ViTMAE", lambda weights: {"embeddings.cls_token", "vit.embeddings.cls_token"} & weights.keys(),
+           from_transformers),
+    Source("mmpretrain's MAE", lambda weights: "backbone.layers.0.ln1.weight" in weights and "backbone.cls_token" in weights,
+           MAE_MMPRETRAIN.to_ours),
+    Source("pre-training model", lambda weights: encoder_type(weights, "encoder.") is not None, as_it_is),
     Source("Swin encoder or classifier", lambda weights: encoder_type(weights) == "swin", under_encoder),
     Source("SwinV2 encoder or classifier", lambda weights: encoder_type(weights) == "swinv2", under_encoder),
-    Source("SimMIM's ViT, encoder or classifier", lambda weights: encoder_type(weights) == "vit", under_encoder),
+    Source("ConvMAE", lambda weights: encoder_type(weights) == "convmae", from_mae),
+    Source("MAE", lambda weights: "blocks.0.attn.qkv.bias" in weights and "cls_token" in weights, from_mae),
+    Source("SimMIM's ViT, encoder or classifier", lambda weights: encoder_type(weights) == "vit"
+           and "blocks.0.attn.qkv.bias" not in weights, under_encoder),
 ]
 
 
@@ -245,6 +265,7 @@ def _settings(weights):
     heads = [_num_heads(weights, stage) for stage in depths]
     if "" in depths:
         found["DEPTH"], (found["NUM_HEADS"],) = depths[""], heads
+        found["K_BIAS"] = "blocks.0.attn.qkv.bias" in weights
     elif depths:
         found["DEPTHS"], found["NUM_HEADS"] = list(depths.values()), heads
     return found

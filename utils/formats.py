@@ -1,4 +1,5 @@
 """The two formats of a checkpoint file: PyTorch's, and safetensors for weights alone. Reading runs no code from a file."""
+import argparse
 import errno
 import json
 import os
@@ -11,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 WEIGHT_KEYS = ("model", "state_dict")  # where the weights of a checkpoint stand
-# official files hold a pickled yacs node beside the weights; it is read as a plain dictionary
-PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode")]
+# official files hold a pickled yacs node (SimMIM) or the arguments of the run (MAE) beside the weights: read as plain data
+PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
 FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # how torch names what a pickle would have called
 ENTRIES = "checkpoint"  # entry of a safetensors file's metadata: what is not a tensor, as JSON
 WRITE_ERRORS = (RuntimeError, SafetensorError)  # how torch and safetensors report that a write failed

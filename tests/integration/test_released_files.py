@@ -45,7 +45,7 @@ def weights(request, cfg, tmp_path):
 def test_released_pretraining_file_is_finetuned(weights, forks, cfg, images, tmp_path):
     result = forks.run("main_finetune.py", "--cfg", cfg.finetune, "--data-path", images, "--output", tmp_path,
                        "--pretrained", weights, *ONE_EPOCH).checked()
-    assert f"{weights} (SimMIM pre-training): " in result.out
+    assert f"{weights} (pre-training model): " in result.out
     folder = tmp_path / "finetune" / "default"
     assert "2 missing (head.weight, head.bias); 1 unexpected (mask_token)" in log_of(folder)
     assert len(records(folder, "val")) == 1

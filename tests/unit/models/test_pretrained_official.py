@@ -47,7 +47,7 @@ def test_released_pretraining_file_starts_a_classifier_that_trains(encoder, tmp_
     source = perturb(tiny_model(encoder))
     model = tiny_model(encoder, is_pretrain=False, seed=9)
     report = load_pretrained(model, official_file(tmp_path / "a.pth", source, encoder))
-    assert set(report.missing) == HEAD and report.unexpected == ["mask_token"] and report.source == "SimMIM pre-training"
+    assert set(report.missing) == HEAD and report.unexpected == ["mask_token"] and report.source == "pre-training model"
     images, labels = random_images(), torch.tensor([0, 1, 2])
     assert torch.equal(model.eval().forward_map(images), source.eval().encoder(images))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
