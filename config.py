@@ -101,8 +101,9 @@ _C.MODEL.VIT.USE_SHARED_RPB = True      # one table for all blocks
 _C.MODEL.VIT.USE_MEAN_POOLING = False   # mean of the patch tokens instead of the class token
 
 _C.MODEL.SIMMIM = CfgNode()
+_C.MODEL.SIMMIM.TARGET = "pixels"       # + what is predicted; models/targets.py lists them
 _C.MODEL.SIMMIM.NORM_TARGET = CfgNode()
-_C.MODEL.SIMMIM.NORM_TARGET.ENABLE = False   # predict pixels normalised by their neighbourhood
+_C.MODEL.SIMMIM.NORM_TARGET.ENABLE = False   # TARGET local_norm, as the official code says it
 _C.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE = 47  # pixels: odd side of that neighbourhood
 
 _C.MODEL.MAE = CfgNode()                # +
@@ -141,10 +142,11 @@ _C.TRAIN.LR_SCHEDULER.LAG = True         # + a step has the rate of the iteratio
 _C.TRAIN.LR_SCHEDULER.SCALE_ALL = False  # + layer decay scales the warm-up start and the minimum, too (MAE)
 _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False  # cosine starts at the end of the warm-up instead of at epoch 0
 _C.TRAIN.OPTIMIZER = CfgNode()
-_C.TRAIN.OPTIMIZER.NAME = "adamw"       # adamw | sgd | fused_adam | fused_lamb (the last two need apex)
+_C.TRAIN.OPTIMIZER.NAME = "adamw"       # adamw | sgd | lars | fused_adam | fused_lamb (the last two need apex)
 _C.TRAIN.OPTIMIZER.EPS = 1e-8
 _C.TRAIN.OPTIMIZER.BETAS = [0.9, 0.999]
-_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9       # sgd
+_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9       # sgd, lars
+_C.TRAIN.OPTIMIZER.TRUST_COEFFICIENT = 0.001  # + lars: length of a step of rate 1, as a share of the weight's
 _C.TRAIN.LAYER_DECAY = 1.0              # fine-tuning: factor on the learning rate per layer, from the head down
 
 _C.AUG = CfgNode()                      # fine-tuning only
@@ -195,7 +197,7 @@ _CHOICES = {
     "MODEL.PIXMIM.FILTER": ("exact", "centered"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
     "TRAIN.PARALLEL": ("ddp", "fsdp"),
-    "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd", "fused_adam", "fused_lamb"),
+    "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd", "lars", "fused_adam", "fused_lamb"),
     "AUG.REMODE": ("const", "rand", "pixel"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
     "AMP_OPT_LEVEL": ("", "O0", "O1", "O2"),
@@ -210,6 +212,7 @@ _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "AUG.MIXUP_SWITCH_PROB": (0, 1), "AUG.COLOR_JITTER": (0, None), "TRAIN.WARMUP_LR": (0, None),
     "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
     "TRAIN.OPTIMIZER.EPS": (0, None), "TRAIN.OPTIMIZER.MOMENTUM": (0, 0.9999),
+    "TRAIN.OPTIMIZER.TRUST_COEFFICIENT": (0, None),
     "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": (3, None),
     "DATA.BATCH_SIZE": (1, None), "DATA.NUM_WORKERS": (0, None), "DATA.MASK_PATCH_SIZE": (1, None),
     "DATA.MASK_RATIO": (0, 1), "DATA.VAL_FRACTION": (0, 0.9), "DATA.IMAGES_PER_CLASS": (0, None),

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from models.layers import lift_mask
-from models.targets import LocallyNormalizedTarget, PixelTarget, with_low_pass
+from models.targets import TARGETS, PixelTarget, with_low_pass
+from utils.registry import pick
 
 
 class SimMIM(nn.Module):
@@ -84,6 +85,10 @@ def masked_l1(prediction, target, mask):
 
 def build_simmim(config, make_encoder):
     """SimMIM from MODEL.SIMMIM and MODEL.PIXMIM."""
-    norm_target = config.MODEL.SIMMIM.NORM_TARGET
-    target = LocallyNormalizedTarget(norm_target.PATCH_SIZE) if norm_target.ENABLE else PixelTarget()
+    simmim = config.MODEL.SIMMIM
+    if simmim.NORM_TARGET.ENABLE and simmim.TARGET not in ("pixels", "local_norm"):
+        raise ValueError(f"MODEL.SIMMIM.NORM_TARGET.ENABLE True is TARGET local_norm, but MODEL.SIMMIM.TARGET is "
+                         f"{simmim.TARGET!r}: set one of them.")
+    name = "local_norm" if simmim.NORM_TARGET.ENABLE else simmim.TARGET
+    target = pick(TARGETS, name, "MODEL.SIMMIM.TARGET")(simmim)
     return SimMIM(make_encoder(use_mask_token=True), with_low_pass(config, target))

@@ -156,6 +156,13 @@ def frequency_disc(size, radius, exact=True):
     return (rows[:, None] ** 2 + cols[None, :] ** 2 <= radius ** 2).float()
 
 
+# MODEL.SIMMIM.TARGET: from that section of the config to a target
+TARGETS = {
+    "pixels": lambda simmim: PixelTarget(),
+    "local_norm": lambda simmim: LocallyNormalizedTarget(simmim.NORM_TARGET.PATCH_SIZE),
+}
+
+
 def with_low_pass(config, target):
     """The target, of low frequencies only with MODEL.PIXMIM.ENABLE."""
     pixmim = config.MODEL.PIXMIM
