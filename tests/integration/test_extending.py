@@ -1,0 +1,92 @@
+"""docs/extending.md does what it says: its code, put into a copy of the repository, trains by the ordinary commands."""
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from .processes import ROOT, environment, opts
+from .recipes import PRETRAIN, VIT
+from .runs import losses
+
+DOC = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", re.DOTALL)
+ENTRY = re.compile(r"\s*# in (\S+)$")
+SMALL = {key: value for key, value in PRETRAIN.items() if key not in ("MODEL.TYPE", "MODEL.NAME")}
+
+
+def sections():
+    """{heading: [(file, code)]} of the document."""
+    parts = re.split(r"^## (.+)$", DOC, flags=re.MULTILINE)[1:]
+    found = {heading: BLOCK.findall(text) for heading, text in zip(parts[::2], parts[1::2], strict=True)}
+    return {heading: blocks for heading, blocks in found.items() if blocks}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the repository with all the document's code in it."""
+    copy = tmp_path_factory.mktemp("extended") / "repository"
+    for path in (*ROOT.glob("*.py"), *(ROOT / folder for folder in ("data", "models", "utils", "configs"))):
+        if path.is_dir():
+            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            copy.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
+    for blocks in sections().values():
+        for name, code in blocks:
+            path = copy / name
+            path.write_text(joined(path.read_text(encoding="utf-8"), code) if path.exists() else code, encoding="utf-8")
+    return copy
+
+
+def joined(source, code):
+    """`code` put into an existing file by the rules that the document states."""
+    lines, rest = source.splitlines(), []
+    for line in code.splitlines():
+        entry = ENTRY.search(line)
+        if entry and entry[1].startswith("_C"):  # a section of the config: after its own lines
+            last = max(i for i, other in enumerate(lines) if other.startswith(f"{entry[1]}."))
+            lines.insert(last + 1, line)
+        elif entry:
+            place = next(i for i, other in enumerate(lines) if other.startswith(f"{entry[1]} = {{"))
+            before, _, after = lines[place].partition("{")
+            lines[place] = f"{before}{{{line[:entry.start()]} {after}"
+        elif line.startswith(("from ", "import ")):
+            last = max(i for i, other in enumerate(lines) if re.match(r"(from|import) ", other))
+            lines.insert(last, line)
+        else:
+            rest.append(line)
+    table = next((i for i, line in enumerate(lines) if re.match(r"(MASKS|TARGETS) = ", line)), len(lines))
+    return "\n".join([*lines[:table], *rest, "", *lines[table:]]) + "\n"
+
+
+def train(copy, images, output, script="main_simmim.py", *arguments, recipe, settings):
+    command = [script, "--cfg", recipe, "--data-path", images, "--output", output, *arguments, *opts(settings)]
+    result = subprocess.run([sys.executable, *map(str, command)], cwd=copy, env=environment(), capture_output=True, text=True,
+                            timeout=180)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_document_shows_each_seam():
+    assert sections().keys() == {"A method", "An encoder", "A mask", "A target"}
+
+
+@pytest.mark.parametrize(("name", "encoder"), [
+    ("all_pixels", {"MODEL.TYPE": "swin"}), ("all_pixels", VIT), ("mixer", {}), ("columns", {"MODEL.TYPE": "swin"}),
+    ("grey", {"MODEL.TYPE": "swin"})], ids=["method_swin", "method_vit", "encoder", "mask", "target"])
+def test_code_of_the_document_trains(name, encoder, extended, images, tmp_path):
+    train(extended, images / "train", tmp_path, recipe=f"configs/{name}.yaml",
+          settings={**SMALL, **encoder, "MODEL.NAME": name, "TRAIN.EPOCHS": 2})
+    values = losses(tmp_path / name / "default")
+    assert len(values) == 6 and all(value == value and 0 < value < 5 for value in values)
+    assert (tmp_path / name / "default" / "reconstructions" / "epoch_0001.png").is_file()
+
+
+def test_encoder_of_the_document_is_finetuned_from_its_pretraining(extended, images, tmp_path):
+    settings = {**SMALL, "TRAIN.EPOCHS": 1, "AUG.AUTO_AUGMENT": "none"}
+    train(extended, images / "train", tmp_path, recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "pretrain"})
+    out = train(extended, images, tmp_path, "main_finetune.py", "--pretrained", tmp_path / "pretrain/default/encoder.pth",
+                recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "finetune", "TRAIN.LAYER_DECAY": 0.8})
+    assert "2 missing (head.weight, head.bias)" in out
