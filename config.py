@@ -163,6 +163,18 @@ _C.AUG.MIXUP_PROB = 1.0                 # probability of mixing a batch at all
 _C.AUG.MIXUP_SWITCH_PROB = 0.5          # probability of cutmix where both are on
 _C.AUG.MIXUP_MODE = "batch"             # batch | pair | elem
 
+_C.PROBE = CfgNode()                    # + main_linprobe.py
+_C.PROBE.LAYER = "last"                 # block whose output is probed, from 1 or, from the end, -1; last = normalised output
+_C.PROBE.SWEEP = False                  # probe every block and the normalised output, each with a head of its own
+_C.PROBE.FEATURE = "mean"               # mean (of the patch tokens) | cls (the class token)
+_C.PROBE.BATCH_NORM = True              # normalise features, without learned scale, before the linear layer
+_C.PROBE.AUGMENT = False                # train on random crops and flips: the encoder runs in every epoch
+_C.PROBE.CACHE = ""                     # folder of extracted features; "" = features/ in the run folder
+_C.PROBE.RANDOM_ENCODER = False         # probe an encoder that was never trained, to compare with
+_C.PROBE.KNN = False                    # classify by the nearest neighbours instead of training a head
+_C.PROBE.KNN_K = [10, 20, 100]          # numbers of neighbours
+_C.PROBE.TEMPERATURE = 0.07             # of their votes, exp(cosine similarity / temperature)
+
 _C.TEST = CfgNode()
 _C.TEST.CROP = True                     # resize to 256/224 of the size, then centre crop; False: resize only
 
@@ -195,6 +207,7 @@ _CHOICES = {
     "DATA.CROP": ("rrc", "src"),
     "DATA.MASK_ROUND": ("up", "down", "visible_down"),
     "MODEL.PIXMIM.FILTER": ("exact", "centered"),
+    "PROBE.FEATURE": ("mean", "cls"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
     "TRAIN.PARALLEL": ("ddp", "fsdp"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd", "lars", "fused_adam", "fused_lamb"),
@@ -212,7 +225,7 @@ _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "AUG.MIXUP_SWITCH_PROB": (0, 1), "AUG.COLOR_JITTER": (0, None), "TRAIN.WARMUP_LR": (0, None),
     "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
     "TRAIN.OPTIMIZER.EPS": (0, None), "TRAIN.OPTIMIZER.MOMENTUM": (0, 0.9999),
-    "TRAIN.OPTIMIZER.TRUST_COEFFICIENT": (0, None),
+    "TRAIN.OPTIMIZER.TRUST_COEFFICIENT": (0, None), "PROBE.TEMPERATURE": (1e-3, None),
     "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": (3, None),
     "DATA.BATCH_SIZE": (1, None), "DATA.NUM_WORKERS": (0, None), "DATA.MASK_PATCH_SIZE": (1, None),
     "DATA.MASK_RATIO": (0, 1), "DATA.VAL_FRACTION": (0, 0.9), "DATA.IMAGES_PER_CLASS": (0, None),
@@ -495,6 +508,7 @@ def _check(config):
     if not all(0 <= beta < 1 for beta in config.TRAIN.OPTIMIZER.BETAS):
         raise ValueError(f"TRAIN.OPTIMIZER.BETAS={config.TRAIN.OPTIMIZER.BETAS} must lie in [0, 1), e.g. [0.9, 0.999].")
     _check_schedule(config.TRAIN)
+    _check_probe(config.PROBE)
     if config.MODEL.TYPE in _ENCODER_CHECKS:  # unknown types are named, with the valid ones, where the model is built
         _ENCODER_CHECKS[config.MODEL.TYPE](config)
         channels = encoder_config(config).IN_CHANS
@@ -537,6 +551,32 @@ def check_finetuning(config):
     if mixing_is_on(config) and config.AUG.MIXUP_MODE != "elem" and size % 2:
         raise ValueError(f"DATA.BATCH_SIZE={size} is odd: mixup and cutmix pair the images of a batch. Use {size + 1}, or "
                          f"switch both off with --opts AUG.MIXUP 0 AUG.CUTMIX 0.")
+
+
+def check_probing(config):
+    """Refuse what main_linprobe.py can't do. Raises ValueError."""
+    if config.EVAL_MODE and not config.MODEL.RESUME and not config.PROBE.KNN:
+        raise ValueError("--eval needs a trained head: pass --resume <checkpoint of a probe>; --knn needs none.")
+    needs_weights = not (config.THROUGHPUT_MODE or config.PROBE.RANDOM_ENCODER)
+    if needs_weights and not config.PRETRAINED and (config.PROBE.KNN or not config.MODEL.RESUME):
+        raise ValueError("a probe needs an encoder: pass --pretrained <checkpoint>; --random-encoder probes one that was never "
+                         "trained.")
+    if config.PROBE.RANDOM_ENCODER and config.PRETRAINED:
+        raise ValueError(f"--random-encoder and --pretrained {config.PRETRAINED} contradict each other: leave one out.")
+    if config.TRAIN.PARALLEL != "ddp":
+        raise ValueError(f"TRAIN.PARALLEL={config.TRAIN.PARALLEL} is for training encoders: a frozen one has neither gradients "
+                         f"nor moments. Use TRAIN.PARALLEL ddp.")
+    if config.PROBE.SWEEP and config.TRAIN.CLIP_GRAD:
+        raise ValueError(f"TRAIN.CLIP_GRAD={config.TRAIN.CLIP_GRAD} would let the heads of --sweep slow each other down: use "
+                         f"TRAIN.CLIP_GRAD 0.")
+
+
+def _check_probe(probe):
+    if probe.LAYER != "last" and type(_parse(probe.LAYER)) is not int:
+        raise ValueError(f"PROBE.LAYER={probe.LAYER!r} (--layer) must be the number of a block, from 1 or, from the end, -1; or "
+                         f"last.")
+    if not probe.KNN_K or min(probe.KNN_K) < 1:
+        raise ValueError(f"PROBE.KNN_K={probe.KNN_K} must be numbers of neighbours, at least 1, e.g. [10, 20, 100].")
 
 
 def _check_schedule(train):

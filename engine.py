@@ -103,6 +103,7 @@ class Job:
             fine-tuning).
         score: name of the validation number whose highest value marks the best checkpoint, or None.
         started_from: checkpoint that the run was explicitly resumed from, as text.
+        fixed: config keys that a checkpoint must share to be continued.
     """
     config: Any
     device: torch.device
@@ -120,6 +121,7 @@ class Job:
     best: float = 0.0
     best_epoch: int = -1
     started_from: str = ""
+    fixed: tuple = ()
 
 
 def build_for_training(config, is_pretrain, device, precision):
@@ -370,13 +372,18 @@ def heldout_loss(model, loader, device, precision):
     return {"loss": total / count, "images": int(count)}
 
 
-def record_evaluation(config, numbers):
+def record_evaluation(config, *records):
     """Append the numbers of --eval to metrics.jsonl of the run folder, with the weights they belong to."""
-    folder = run_folder(config)
-    log_to_file(folder, distributed.rank())
+    log_to_file(run_folder(config), distributed.rank())
+    append_records(config, "eval", records)
+
+
+def append_records(config, kind, records):
+    """Add records {name: number or text} to metrics.jsonl of the run folder, with the weights they belong to."""
     if distributed.rank() == 0:
-        with open(os.path.join(folder, "metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json_line({"kind": "eval", "weights": config.MODEL.RESUME or config.PRETRAINED, **numbers}))
+        with open(os.path.join(run_folder(config), "metrics.jsonl"), "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json_line({"kind": kind, "weights": config.MODEL.RESUME or config.PRETRAINED, **record}))
 
 
 @torch.no_grad()

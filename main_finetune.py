@@ -8,9 +8,9 @@ import logging
 
 from torch.nn import functional as F
 
-from config import load_config, run_folder, scaled_config, with_values
+from config import load_config, run_folder, scaled_config
 from data import build_loader
-from data.loader import build_mixup
+from data.loader import build_mixup, with_classes
 from engine import (
     Job,
     Updater,
@@ -58,15 +58,6 @@ def main():
     elif not config.MODEL.RESUME:
         log.info("no --pretrained checkpoint: training from scratch, unless the run folder holds a checkpoint to resume")
     train(model, loaders, config, device, precision)
-
-
-def with_classes(config, classes):
-    """The config with the number of classes of the data. Raises ValueError where the user set another one."""
-    if "MODEL.NUM_CLASSES" in config.given and config.MODEL.NUM_CLASSES != len(classes):
-        raise ValueError(f"MODEL.NUM_CLASSES={config.MODEL.NUM_CLASSES} but the data has {len(classes)} classes "
-                         f"({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}). Leave it out to take it from the "
-                         f"data, or check --data-path.")
-    return with_values(config, MODEL__NUM_CLASSES=len(classes))
 
 
 def evaluate_only(model, loaders, config, device, precision):

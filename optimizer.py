@@ -80,6 +80,57 @@ def _fused_lamb(groups, settings):
     return _apex_optimizer("FusedLAMB")(groups, eps=settings.EPS, betas=tuple(settings.BETAS))
 
 
+class LARS(torch.optim.Optimizer):
+    """Momentum SGD whose step of each weight is as long as the weight itself, times `trust_coefficient`.
+
+    Tensors of one dimension take a plain step, without decay. A non-finite gradient is skipped on the device, as the fused
+    optimizers do, see utils/precision.py.
+
+    Args:
+        groups: parameters or groups of them.
+        lr, weight_decay, momentum: as in SGD.
+        trust_coefficient: length of a step of rate 1 as a share of the weight's.
+    Source: You et al. (arXiv 1708.03888), in the form of the official MAE; momentum holds the scaled gradient without the rate.
+    """
+
+    def __init__(self, groups, lr=0.0, weight_decay=0.0, momentum=0.9, trust_coefficient=0.001):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum,
+                                  "trust_coefficient": trust_coefficient, "fused": True})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("LARS evaluates no closure: call backward before step().")
+        skipped = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "mu" not in state:
+                    state["mu"] = torch.zeros_like(parameter)
+                moved = group["momentum"] * state["mu"] + self._scaled_gradient(parameter, group)
+                step = group["lr"] * moved
+                if skipped is not None:
+                    moved = torch.where(skipped > 0, state["mu"], moved)
+                    step = torch.where(skipped > 0, 0.0, step)
+                state["mu"].copy_(moved)
+                parameter.sub_(step)
+
+    def _scaled_gradient(self, parameter, group):
+        gradient = parameter.grad
+        if parameter.ndim < 2:
+            return gradient
+        gradient = gradient + group["weight_decay"] * parameter
+        size, length = parameter.norm(), gradient.norm()
+        trust = group["trust_coefficient"] * size / length
+        return gradient * torch.where((size > 0) & (length > 0), trust, 1.0)
+
+
+def _lars(groups, settings):
+    return LARS(groups, momentum=settings.MOMENTUM, trust_coefficient=settings.TRUST_COEFFICIENT)
+
+
 def _can_fuse(groups):
     """The fused kernels skip a step with a non-finite gradient on the device itself, without waiting for it."""
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -97,4 +148,4 @@ def _apex_optimizer(name):
             f"is another project).") from error
 
 
-OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd, "fused_adam": _fused_adam, "fused_lamb": _fused_lamb}
+OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd, "lars": _lars, "fused_adam": _fused_adam, "fused_lamb": _fused_lamb}

@@ -123,6 +123,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     if absent:
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
+    check_fixed(job.config, content, path, job.fixed)
     if "folder" in content:
         _read_folder(job, content, advice)
     else:
@@ -148,6 +149,14 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         for key, (then, now) in changed.items():
             if key not in NOT_RESUMED:
                 log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+
+
+def check_fixed(config, content, path, keys):
+    """Refuse a checkpoint whose config has other values of keys that give its weights their meaning. Raises ValueError."""
+    changed = differences(config, content["config"]) if isinstance(content.get("config"), str) else {}
+    for key in set(keys) & set(changed):
+        then, now = changed[key]
+        raise ValueError(f"{path} was made with {key}={then}, not {now}: use the same, or another --tag for a new run.")
 
 
 def _read_folder(job, content, advice):

@@ -7,7 +7,7 @@ import torch
 from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from config import check_finetuning, encoder_config, image_size, mixing_is_on
+from config import check_finetuning, encoder_config, image_size, mixing_is_on, with_values
 from data.datasets import (
     DATA_FLAG,
     VAL_FLAG,
@@ -21,8 +21,16 @@ from data.datasets import (
     unlabelled_samples,
 )
 from data.demo import demo_data
+from data.features import FeatureLoader
 from data.masks import MASKS
-from data.transforms import eval_transform, finetune_transform, heldout_transform, pil_mode, pretrain_transform
+from data.transforms import (
+    eval_transform,
+    finetune_transform,
+    heldout_transform,
+    pil_mode,
+    pretrain_transform,
+    probe_transform,
+)
 from utils import distributed
 from utils.registry import pick
 from utils.seeding import SHUFFLE, rng_for
@@ -39,11 +47,13 @@ class Loaders:
         val: batches of the same kind, each image once; None if there is no validation data.
         classes: names of the classes; empty in pre-training.
         pictures: pre-training: (image, mask) without augmentation, held out where possible, to look at.
+        plain: probing: batches of the training images without augmentation, each once.
     """
     train: DataLoader | None
     val: DataLoader | None
     classes: list = field(default_factory=list)
     pictures: Dataset | None = None
+    plain: DataLoader | None = None
 
 
 class EpochSampler(Sampler):
@@ -143,6 +153,35 @@ def _pretrain_loaders(config, train):
     return Loaders(_train_loader(config, dataset), val, pictures=held_out or plain(samples))
 
 
+def build_probe_loaders(config):
+    """Loaders of a probe; `train` augments as MAE's linear probe does and is None without PROBE.AUGMENT."""
+    samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, True)
+    mode = pil_mode(config)
+    samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
+    plain, val = (_eval_loader(config, ImageDataset(part, eval_transform(config), mode, config.SEED))
+                  for part in (samples, val_samples))
+    train = None
+    if config.PROBE.AUGMENT:
+        train = _train_loader(config, ImageDataset(samples, probe_transform(config), mode, config.SEED))
+    return Loaders(train, val, classes, plain=plain)
+
+
+def feature_loader(config, loader, shuffled):
+    """A FeatureLoader over the images of a loader, in the order of training or of evaluation."""
+    labels = torch.tensor([label for _, label in loader.dataset.samples])
+    sampler = _epoch_sampler(config, len(labels)) if shuffled else loader.sampler
+    return FeatureLoader(labels, config.DATA.BATCH_SIZE, sampler)
+
+
+def with_classes(config, classes):
+    """The config with the number of classes of the data. Raises ValueError where the user set another one."""
+    if "MODEL.NUM_CLASSES" in config.given and config.MODEL.NUM_CLASSES != len(classes):
+        raise ValueError(f"MODEL.NUM_CLASSES={config.MODEL.NUM_CLASSES} but the data has {len(classes)} classes "
+                         f"({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}). Leave it out to take it from the "
+                         f"data, or check --data-path.")
+    return with_values(config, MODEL__NUM_CLASSES=len(classes))
+
+
 def _warn_of_val_inside(train_folder, val_folder):
     """Pre-training reads every image below its folder: say so where validation images are among them."""
     root = require_folder(train_folder)
@@ -233,12 +272,16 @@ FINETUNE_SAMPLES = {"imagenet": _imagenet_samples, "folder": _folder_samples, "d
 # ---- batches ------------------------------------------------------------------------------------------------------
 
 def _train_loader(config, dataset):
+    return _loader(config, dataset, _epoch_sampler(config, len(dataset)), persistent=True)
+
+
+def _epoch_sampler(config, num_samples):
     rank, world_size = distributed.rank(), distributed.world_size()
-    sampler = EpochSampler(len(dataset), config.DATA.BATCH_SIZE, rank, world_size, config.SEED)
+    sampler = EpochSampler(num_samples, config.DATA.BATCH_SIZE, rank, world_size, config.SEED)
     if not sampler.num_batches:
-        raise ValueError(f"{len(dataset)} training images do not fill one batch of {config.DATA.BATCH_SIZE} x {world_size} "
-                         f"processes. Use a smaller --batch-size (at most {max(len(dataset) // world_size, 1)}).")
-    return _loader(config, dataset, sampler, persistent=True)
+        raise ValueError(f"{num_samples} training images do not fill one batch of {config.DATA.BATCH_SIZE} x {world_size} "
+                         f"processes. Use a smaller --batch-size (at most {max(num_samples // world_size, 1)}).")
+    return sampler
 
 
 def _eval_loader(config, dataset):

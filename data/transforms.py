@@ -1,6 +1,8 @@
 """From a PIL image to a normalised tensor; the official pre-training and fine-tuning pipelines."""
+import math
 from functools import partial
 
+import torch
 from PIL import ImageOps
 from timm.data import create_transform
 from torchvision import transforms
@@ -99,6 +101,40 @@ def _posterize(picture, bits, **_):
     if bits >= 8:
         return picture
     return ImageOps.posterize(picture, bits) if bits > 0 else picture.point([0] * 256 * len(picture.getbands()))
+
+
+class SingleDrawCrop(transforms.RandomResizedCrop):
+    """Random crop of an area and a shape that are drawn once; a side that does not fit becomes that of the image.
+
+    torchvision draws again instead, up to ten times, and then falls back to the middle.
+    Source: official MAE, util/crop.py, used by its linear probe.
+    """
+
+    @staticmethod
+    def get_params(img, scale, ratio):
+        """(top, left, height, width) of a crop of a PIL image, from torch's global generator."""
+        width, height = img.size
+        share = torch.empty(1).uniform_(*scale).item()
+        log_ratio = torch.empty(1).uniform_(*torch.log(torch.tensor(ratio)).tolist())
+        rows, columns = crop_size(height, width, share, log_ratio)
+        top = torch.randint(0, height - rows + 1, (1,)).item()
+        left = torch.randint(0, width - columns + 1, (1,)).item()
+        return top, left, rows, columns
+
+
+def crop_size(height, width, share, log_ratio):
+    """(height, width) of a crop of `share` of an image's area whose width over height is exp(log_ratio), cut to the image."""
+    area, ratio = height * width * share, torch.exp(torch.as_tensor(log_ratio, dtype=torch.float32)).item()
+    return min(round(math.sqrt(area / ratio)), height), min(round(math.sqrt(area * ratio)), width)
+
+
+def probe_transform(config):
+    """A crop drawn once, horizontal flip, normalise: all the augmentation of MAE's linear probe."""
+    mean, std = pixel_statistics(config)
+    crop = SingleDrawCrop(image_size(config), scale=tuple(config.AUG.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
+                          interpolation=InterpolationMode(config.DATA.INTERPOLATION))
+    return transforms.Compose([
+        crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def eval_transform(config):

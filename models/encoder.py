@@ -54,6 +54,47 @@ class Encoder(nn.Module):
         """(B, in_chans, H, W) -> (B, num_features), the feature the head sees."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_pooled")
 
+    def forward_layers(self, images, layers, feature="mean"):
+        """Pooled features of several depths in one pass, for probing.
+
+        Args:
+            images: (B, in_chans, H, W).
+            layers: numbers of blocks, from 1 (0 < layer <= len(probed_blocks())), whose outputs are pooled as they are; or
+                "last", what `forward_last` gives.
+            feature: mean of the patch tokens, or cls, the class token.
+        Returns: list of (B, C_layer) float, in the order of `layers`.
+        Raises: ValueError if there is no class token.
+        """
+        blocks, outputs, handles = self.probed_blocks(), {}, []
+        for layer in set(layers) - {"last"}:
+            handles.append(blocks[layer - 1].register_forward_hook(
+                lambda block, args, output, layer=layer: outputs.update({layer: self.pool(output, feature)})))
+        try:
+            outputs["last"] = self.forward_last(images, feature)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [outputs[layer] for layer in layers]
+
+    def forward_last(self, images, feature="mean"):
+        """(B, in_chans, H, W) -> (B, num_features), the normalised output pooled as `forward_layers` says."""
+        if feature == "cls":
+            raise ValueError(f"{type(self).__name__} has no class token: PROBE.FEATURE cls does not work with it, use mean.")
+        return self.forward_map(images).mean(dim=(2, 3))
+
+    def probed_blocks(self):
+        """The blocks in order, whose outputs can be probed."""
+        return self.units()
+
+    def pool(self, output, feature):
+        """What a block gives -> (B, C): tokens (B, n, C), those of `num_prefix_tokens` first, or a map (B, h, w, C)."""
+        if feature == "cls":
+            if output.ndim != 3 or not self.num_prefix_tokens:
+                raise ValueError(f"{type(self).__name__} has no class token: PROBE.FEATURE cls does not work with it, use "
+                                 f"mean.")
+            return output[:, 0]
+        return output[:, self.num_prefix_tokens:].mean(dim=1) if output.ndim == 3 else output.mean(dim=(1, 2))
+
     def layer_id(self, name):
         """Depth of a parameter: 0 = embedding, i + 1 = block i, num_layers + 1 = what follows the blocks."""
         raise NotImplementedError(f"{type(self).__name__} must define layer_id")

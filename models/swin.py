@@ -267,6 +267,9 @@ class SwinTransformer(Encoder):
         return [unit for stage in self.layers
                 for unit in (*stage.blocks, *([stage.downsample] if hasattr(stage, "downsample") else []))]
 
+    def probed_blocks(self):
+        return [block for stage in self.layers for block in stage.blocks]
+
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> (B, H/stride, W/stride, num_features), normalised."""
         x = self.patch_embed(images).to(stream_dtype(self.norm.weight))

@@ -266,6 +266,12 @@ class VisionTransformer(Encoder):
         x, _ = self._tokens(images)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
 
+    def forward_last(self, images, feature="mean"):
+        tokens = self._tokens(images)[0]
+        if feature == "cls" or self.fc_norm is None:  # with fc_norm, tokens are not normalised
+            return self.pool(tokens, feature)
+        return self.fc_norm(self.pool(tokens, feature))
+
     def no_weight_decay(self):
         """The official list forgets the mask token; kept, see docs/parity.md."""
         return {"pos_embed", "cls_token"}

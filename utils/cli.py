@@ -24,18 +24,20 @@ SWITCHES = {
 }
 
 
-def parse_arguments(description, argv=None):
+def parse_arguments(description, argv=None, flags=None, switches=None):
     """Parse the flags of the mains.
 
+    Args:
+        flags, switches: those of one main, as FLAGS and SWITCHES.
     Returns: (path of the YAML file, opts for load_config); flags win over --opts, as in the official code.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
-    for flag, (key, kind, text) in FLAGS.items():
+    for flag, (key, kind, text) in {**FLAGS, **(flags or {})}.items():
         choices = ("O0", "O1", "O2") if flag == "--amp-opt-level" else None
         parser.add_argument(flag, dest=key, type=kind, choices=choices, help=f"{text} ({key})")
-    for flag, (key, text) in SWITCHES.items():
+    for flag, (key, text) in {**SWITCHES, **(switches or {})}.items():
         parser.add_argument(flag, dest=key, action="store_const", const=True, help=f"{text} ({key})")
     parser.add_argument("--local_rank", "--local-rank", dest="LOCAL_RANK", type=int, help=argparse.SUPPRESS)
     values = vars(parser.parse_args(argv))

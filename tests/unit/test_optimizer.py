@@ -38,7 +38,7 @@ def test_unknown_optimizer_lists_the_valid_ones():
     config = tiny_config("vit").clone()
     config.defrost()
     config.TRAIN.OPTIMIZER.NAME = "adam"
-    with pytest.raises(ValueError, match=r"TRAIN\.OPTIMIZER\.NAME='adam'.*valid: adamw, fused_adam, fused_lamb, sgd"):
+    with pytest.raises(ValueError, match=r"TRAIN\.OPTIMIZER\.NAME='adam'.*valid: adamw, fused_adam, fused_lamb, lars, sgd"):
         build_optimizer(config, tiny_model("vit"))
     assert set(OPTIMIZERS) == {"adamw", "sgd", "fused_adam", "fused_lamb"}
 

@@ -1,0 +1,213 @@
+"""Features of a frozen encoder: extracted once by all processes, kept on disk, read as batches."""
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils import distributed
+
+log = logging.getLogger("simmim.features")
+FORMAT = 1  # of what the key says and the file holds
+
+
+class FeatureLoader:
+    """Batches (features of each layer, ..., labels) in the order of a sampler; what it reads is given by `open`.
+
+    Args:
+        labels: (N,) int64.
+        batch_size: images per process.
+        sampler: gives keys (epoch, index) of this process.
+    """
+
+    def __init__(self, labels, batch_size, sampler, features=None):
+        self.labels = labels
+        self.batch_size = batch_size
+        self.sampler = sampler
+        self.features = features
+        self.dataset = self  # for engine.in_step
+
+    def open(self, features):
+        """Read from these: [(N, C) array, ...], one for each layer."""
+        self.features = features
+
+    def __len__(self):
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self):
+        indices = np.fromiter((index for _, index in self.sampler), dtype=np.int64, count=len(self.sampler))
+        for start in range(0, len(indices), self.batch_size):
+            yield self._batch(indices[start:start + self.batch_size])
+
+    def __getitem__(self, index):
+        return self._batch([index])
+
+    def collate_fn(self, batches):
+        return batches[0]
+
+    def _batch(self, indices):
+        return [*(torch.from_numpy(np.asarray(array[indices])) for array in self.features), self.labels[indices]]
+
+
+class FeatureCache:
+    """Files of features in a folder, each with the key beside it that says what it depends on.
+
+    A file is used where its key equals the wanted one; otherwise the features are extracted, and the log says why.
+
+    Args:
+        folder: where the files are; all processes must see it.
+        key: {name: text or number}, what all features depend on: weights, settings of the encoder, number format.
+    """
+
+    def __init__(self, folder, key):
+        self.folder = Path(folder)
+        self.key = {"format": FORMAT, **key}
+
+    def get(self, split, loader, layers, extract, device):
+        """Features of all images of a loader; all processes must call it.
+
+        Args:
+            split: name of the images in the files' names.
+            loader: DataLoader over an ImageDataset, whose sampler is an EvalSampler.
+            layers: names of what is extracted.
+            extract: (images (B, C, H, W), layers) -> list of (B, C_layer) float tensors.
+            device: where images go.
+        Returns: list of (N, C_layer) float32 arrays on disk, read-only, in the order of `layers`.
+        """
+        common = distributed.from_rank0({
+            **self.key, "split": split, "images": images_checksum(loader.dataset.samples),
+            "transform": repr(loader.dataset.transform), "mode": loader.dataset.mode})
+        keys = {layer: {**common, "layer": str(layer)} for layer in layers}
+        count = len(loader.dataset)
+        missing = distributed.from_rank0([layer for layer in layers if distributed.rank() == 0
+                                          and self._read(keys[layer], count) is None])
+        if missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log.info("%s", self._reason(keys[missing[0]], count, missing))
+            self._extract(loader, {layer: keys[layer] for layer in missing}, extract, device)
+        for layer in set(layers) - set(missing):
+            log.info("features of %d %s images, layer %s: those of %s", count, split, layer, self._path(keys[layer]))
+        arrays = [self._read(keys[layer], count) for layer in layers]
+        if any(array is None for array in arrays):
+            raise FileNotFoundError(f"rank {distributed.rank()} can't see the features that rank 0 wrote to {self.folder}: put "
+                                    f"--cache (or --output) on a file system that all machines share.")
+        return arrays
+
+    def _path(self, key):
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        return self.folder / f"{key['split']}__{key['layer']}__{digest}.npy"
+
+    def _read(self, key, count):
+        """The array of a key, or None where there is no file of this key that is whole."""
+        path = self._path(key)
+        if not path.exists() or _stored_key(path) != key:
+            return None
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            log.warning("%s is broken (%s): extracting again", path, error)
+            return None
+        return array if array.ndim == 2 and len(array) == count and array.dtype == np.float32 else None
+
+    def _reason(self, key, count, layers):
+        """Why features are extracted, naming what differs in the newest file of the same images and layer."""
+        text = f"extracting features of {count} {key['split']} images, layer {', '.join(map(str, layers))}"
+        others = sorted(self.folder.glob(f"{key['split']}__{key['layer']}__*.npy"), key=os.path.getmtime)
+        if not others:
+            return f"{text}, into {self.folder}"
+        stored = _stored_key(others[-1]) or {}
+        differing = [name for name in key if stored.get(name) != key[name]]
+        return f"{text}: {others[-1]} can't be used, it differs in {', '.join(differing) or 'length'}"
+
+    def _extract(self, loader, keys, extract, device):
+        """Every process writes the rows of its images; rank 0 puts them together."""
+        rank, parts = distributed.rank(), {}
+        try:
+            for layer, key in keys.items():
+                parts[layer] = open(self._part(key, rank), "wb")
+            for images, _ in loader:
+                features = extract(images.to(device), list(keys))
+                for layer, feature in zip(keys, features, strict=True):
+                    if not torch.isfinite(feature).all():
+                        raise ValueError(f"features of layer {layer} are not finite: are the weights those of this --cfg? Try "
+                                         f"--amp-opt-level O0.")
+                    parts[layer].write(feature.float().cpu().numpy().tobytes())
+            for file in parts.values():
+                file.close()
+            distributed.barrier()
+            if rank == 0:
+                for key in keys.values():
+                    self._join(key, len(loader.dataset))
+        finally:
+            for layer, file in parts.items():
+                file.close()
+                if rank == 0:  # others may come here before rank 0 has read theirs
+                    self._part(keys[layer], rank).unlink(missing_ok=True)
+        distributed.barrier()
+
+    def _part(self, key, rank):
+        return self._path(key).with_suffix(f".rank{rank}.tmp")
+
+    def _join(self, key, count, rows=4096):
+        """Part files, rows alone, image `i` in the part of process i % world size -> one .npy file."""
+        path, world_size = self._path(key), distributed.world_size()
+        names = [self._part(key, rank) for rank in range(world_size)]
+        width = sum(name.stat().st_size for name in names) // (4 * count)
+        temporary = path.with_suffix(".tmp")
+        files = [open(name, "rb") for name in names]
+        try:
+            with open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count, width)})
+                for start in range(0, count, rows * world_size):
+                    block = np.empty((min(rows * world_size, count - start), width), dtype="<f4")
+                    for rank, part in enumerate(files):
+                        own = block[rank::world_size]
+                        own[:] = np.frombuffer(part.read(own.nbytes), dtype="<f4").reshape(own.shape)
+                    file.write(block.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".json").write_text(json.dumps(key, indent=1), encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            for part in files:
+                part.close()
+            for name in (temporary, *names):
+                name.unlink(missing_ok=True)
+
+
+def _stored_key(path):
+    try:
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def checksum(state_dict):
+    """Text that tells two state dicts apart, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def images_checksum(samples):
+    """Text that tells two lists of image files apart, by names and the time their folders changed.
+
+    A file that is written again in place, under its name, goes unnoticed: looking at each would take minutes.
+    """
+    root = os.path.commonpath([os.path.dirname(path) for path, _ in samples])
+    digest = hashlib.sha256()
+    for folder in sorted({os.path.dirname(path) for path, _ in samples}):
+        digest.update(str(os.stat(folder).st_mtime_ns).encode())
+    for path, _ in samples:
+        digest.update(os.path.relpath(path, root).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def parts_of(array, rows=16384):
+    """An (N, C) array as tensors of at most so many rows."""
+    return (torch.from_numpy(np.array(array[start:start + rows])) for start in range(0, len(array), rows))

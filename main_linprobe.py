@@ -1,0 +1,182 @@
+"""Linear probe and nearest neighbours on a frozen encoder.
+
+  torchrun --nproc_per_node 8 main_linprobe.py --batch-size 512 --accumulation-steps 4 --data-path <train/ and val/> \\
+      --cfg configs/mae/mae_linprobe__vit_base__img224__1600ep.yaml --pretrained <checkpoint>
+  python main_linprobe.py --cfg <recipe> --pretrained <checkpoint> --layer 8     # average-pooled output of the eighth block
+  python main_linprobe.py --cfg <recipe> --pretrained <checkpoint> --sweep       # every block, a table at the end
+  python main_linprobe.py --cfg <recipe> --pretrained <checkpoint> --knn         # no training; with --sweep of every block
+  python main_linprobe.py --cfg <recipe> --eval --resume <checkpoint of a probe>
+"""
+import logging
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from config import check_probing, encoder_config, load_config, run_folder, scaled_config
+from data.features import FeatureCache, checksum, parts_of
+from data.loader import build_probe_loaders, feature_loader, with_classes
+from engine import (
+    Job,
+    Updater,
+    announce,
+    append_records,
+    evaluate,
+    fit,
+    open_run,
+    parallel,
+    record_evaluation,
+    report_throughput,
+)
+from logger import create_logger
+from lr_scheduler import build_scheduler
+from models.pretrained import load_pretrained
+from models.probe import build_probe
+from optimizer import build_optimizer
+from resume import check_fixed, resume
+from utils import distributed
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.cli import parse_arguments, run
+from utils.knn import count_correct
+from utils.precision import build_precision
+from utils.seeding import seed_globals
+
+log = logging.getLogger("simmim.main")
+
+FLAGS = {
+    "--layer": ("PROBE.LAYER", str, "block to probe: from 1, or from the end -1; last = normalised output"),
+    "--feature": ("PROBE.FEATURE", str, "mean of the patch tokens, or cls"),
+    "--cache": ("PROBE.CACHE", str, "folder of extracted features"),
+}
+SWITCHES = {
+    "--sweep": ("PROBE.SWEEP", "probe every layer"),
+    "--augment": ("PROBE.AUGMENT", "train on random crops and flips"),
+    "--knn": ("PROBE.KNN", "classify by nearest neighbours, train nothing"),
+    "--random-encoder": ("PROBE.RANDOM_ENCODER", "probe an untrained encoder, to compare with"),
+}
+FIXED = ("PROBE.LAYER", "PROBE.SWEEP", "PROBE.FEATURE")  # a head is worth nothing on other features
+
+
+def main():
+    config = load_config(*parse_arguments(__doc__, flags=FLAGS, switches=SWITCHES))
+    check_probing(config)
+    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
+    create_logger(distributed.rank())
+    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
+    seed_globals(config.SEED)  # the same start on every rank
+    if config.THROUGHPUT_MODE:
+        return report_throughput(build_probe(config, config.MODEL.NUM_CLASSES).to(device), config, device, precision)
+    loaders = build_probe_loaders(config)
+    config = with_classes(config, loaders.classes)
+    model = build_probe(config, len(loaders.classes))
+    if config.PRETRAINED:
+        load_pretrained(model.encoder, config.PRETRAINED)
+    probe = Probe(config, model.to(device), loaders, device, precision)
+    if config.PROBE.KNN:
+        return probe.nearest_neighbours()
+    probe.evaluate_only() if config.EVAL_MODE else probe.train()
+
+
+class Probe:
+    """A model with its images: features, training, evaluation."""
+
+    def __init__(self, config, model, loaders, device, precision):
+        self.config, self.model, self.loaders, self.device, self.precision = config, model, loaders, device, precision
+
+    def features(self, split):
+        """[(N, C) array, ...] of the images of val or plain, one for each layer."""
+        config, model = self.config, self.model.eval()
+        cache = FeatureCache(config.PROBE.CACHE or f"{run_folder(config)}/features", {
+            "weights": checksum(model.encoder.state_dict()), "encoder": f"{config.MODEL.TYPE}\n{encoder_config(config).dump()}",
+            "feature": config.PROBE.FEATURE, "precision": str(self.precision)})
+
+        @torch.no_grad()
+        def extract(images, layers):
+            with self.precision.autocast():
+                return model.encoder.forward_layers(images, layers, config.PROBE.FEATURE)
+
+        return cache.get({"plain": "train"}.get(split, split), getattr(self.loaders, split), model.layers, extract, self.device)
+
+    def accuracies(self, val):
+        """[{layer, feature, top1, top5, loss, images}, ...] of the features of all validation images."""
+        numbers = []
+        for layer, head, array in zip(self.model.layers, self.model.heads, val, strict=True):
+            loader = feature_loader(self.config, self.loaders.val, shuffled=False)
+            loader.open([array])
+            found = evaluate(head, loader, self.device, self.precision)
+            log.info("accuracy on %d images: top-1 %.3f%%, top-5 %.3f%%, loss %.4f (layer %s, %s)", found["images"],
+                     found["top1"], found["top5"], found["loss"], layer, self.model.feature)
+            numbers.append({"layer": str(layer), "feature": self.model.feature, **found})
+        return numbers
+
+    def evaluate_only(self):
+        path = self.config.MODEL.RESUME
+        content = load_checkpoint(path)
+        check_fixed(self.config, content, path, FIXED)
+        load_weights(self.model, content, path)
+        record_evaluation(self.config, *self.accuracies(self.features("val")))
+
+    def nearest_neighbours(self):
+        """Accuracy of the votes of neighbours, for each layer and number of them; each image counted once."""
+        config, records = self.config, []
+        labels, bank_labels = (torch.tensor([label for _, label in loader.dataset.samples])
+                               for loader in (self.loaders.val, self.loaders.plain))
+        own = np.fromiter(self.loaders.val.sampler.indices, dtype=np.int64)
+        for layer, bank, val in zip(self.model.layers, self.features("plain"), self.features("val"), strict=True):
+            counts = count_correct(
+                torch.from_numpy(val[own]).to(self.device), labels[own].to(self.device), parts_of(bank), bank_labels,
+                config.PROBE.KNN_K, config.PROBE.TEMPERATURE, len(self.loaders.classes))
+            counts = distributed.sum_over_processes(counts.to(self.device)).tolist()
+            for k, (first, five) in zip(config.PROBE.KNN_K, counts, strict=True):
+                records.append({"layer": str(layer), "feature": self.model.feature, "k": k, "top1": 100 * first / len(labels),
+                                "top5": 100 * five / len(labels), "images": len(labels)})
+        report(records)
+        record_evaluation(config, *records)
+
+    def train(self):
+        config, device, model = self.config, self.device, self.model
+        scaled = scaled_config(config, distributed.world_size())
+        optimizer = build_optimizer(scaled, model)
+        model, optimizer = self.precision.prepare(model, optimizer)
+        loader = self.loaders.train or feature_loader(config, self.loaders.plain, shuffled=True)
+        val = []
+
+        def compute_loss(model, batch):
+            *inputs, labels = batch
+            losses = [F.cross_entropy(logits.float(), labels) for logits in model(*inputs)]
+            return torch.stack(losses).sum()  # heads share nothing, so each trains as if alone
+
+        def validate(epoch):
+            numbers = self.accuracies(val)
+            best = max(numbers, key=lambda found: found["top1"])
+            each = {f"top1_layer_{found['layer']}": found["top1"] for found in numbers} if len(numbers) > 1 else {}
+            return {name: best[name] for name in ("top1", "top5", "loss", "images")} | each
+
+        job = Job(config=config, device=device, model=model, loader=loader, fixed=FIXED,
+                  scheduler=build_scheduler(scaled, optimizer, len(loader)),
+                  updater=Updater(parallel(model, device), optimizer, self.precision, config.TRAIN.CLIP_GRAD),
+                  compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1")
+        resume(job)
+        open_run(job)
+        announce(job, scaled, len(self.loaders.plain.dataset), len(self.loaders.val.dataset))
+        val += self.features("val")  # of the weights that a resumed run brought along
+        if not config.PROBE.AUGMENT:
+            loader.open(self.features("plain"))
+        fit(job)
+        log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
+        if config.PROBE.SWEEP:
+            records = self.accuracies(val)
+            report(records)
+            append_records(config, "probe", records)
+        job.metrics.close()
+
+
+def report(records):
+    """Log a table of accuracies, one line a layer (and number of neighbours)."""
+    lines = [f"layer {record['layer']:>4}  {record['feature']}" + (f"  k {record['k']:>4}" if "k" in record else "")
+             + f"  top-1 {record['top1']:6.2f}%  top-5 {record['top5']:6.2f}%" for record in records]
+    log.info("accuracy on %d images:\n%s", records[0]["images"], "\n".join(lines))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,122 @@
+"""Linear classifiers on the features of a frozen encoder, one for each probed layer."""
+import torch
+from torch import nn
+
+from config import image_size, with_values
+from models.build import build_encoder, materialize
+from models.layers import truncated_normal
+from utils import distributed
+
+HEAD_STD = 0.01
+NORM_EPS = 1e-6
+
+
+class SharedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm without affine whose statistics are those of the images of all processes, as if they were one.
+
+    The features it sees need no gradient, so none goes through the statistics. In evaluation and for one process it is
+    nn.BatchNorm1d.
+    """
+
+    def __init__(self, num_features):
+        super().__init__(num_features, affine=False, eps=NORM_EPS)
+
+    def forward(self, x):
+        """(B, C) -> (B, C); in training all processes must call it, with batches of one size."""
+        if not self.training or not distributed.is_parallel():
+            return super().forward(x)
+        with torch.no_grad():
+            x = x.float()
+            count = len(x) * distributed.world_size()
+            mean = distributed.sum_over_processes(x.sum(dim=0)) / count
+            centred = x - mean
+            var = distributed.sum_over_processes(centred.square().sum(dim=0)) / count
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+            return centred * torch.rsqrt(var + self.eps)
+
+
+class LinearProbe(nn.Module):
+    """A frozen encoder with a linear head on each of some layers.
+
+    Args:
+        encoder: Encoder without a head.
+        layers: what is probed, see Encoder.forward_layers.
+        widths: channels of each.
+        num_classes: size of each head.
+        feature: mean or cls.
+        batch_norm: normalise features, without learned scale, before the linear layer (MAE).
+    Source: He et al. (arXiv 2111.06377), appendix A.1; names of one head as in its files: head.0.running_mean, head.1.weight.
+    """
+
+    def __init__(self, encoder, layers, widths, num_classes, feature="mean", batch_norm=True):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        self.layers = list(layers)
+        self.feature = feature
+        heads = [nn.Sequential(SharedBatchNorm(width) if batch_norm else nn.Identity(), nn.Linear(width, num_classes))
+                 for width in widths]
+        self.head = heads[0] if len(heads) == 1 else nn.ModuleDict(
+            {str(layer): head for layer, head in zip(layers, heads, strict=True)})
+        for head in heads:
+            truncated_normal(head[1].weight, HEAD_STD)
+            nn.init.zeros_(head[1].bias)
+
+    @property
+    def heads(self):
+        """The head of each layer, in the order of `layers`."""
+        return [self.head] if len(self.layers) == 1 else list(self.head.values())
+
+    def train(self, mode=True):
+        """The encoder always stays as in evaluation."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def features(self, images):
+        """(B, C, H, W) -> list of (B, width), one for each layer, float32."""
+        return [feature.float() for feature in self.encoder.forward_layers(images, self.layers, self.feature)]
+
+    def forward(self, *inputs):
+        """Images (B, C, H, W), or one tensor of features for each layer -> list of logits (B, classes)."""
+        if inputs[0].ndim == 4:
+            inputs = self.features(inputs[0])
+        return [head(feature) for head, feature in zip(self.heads, inputs, strict=True)]
+
+    def state_dict(self, *args, **kwargs):
+        """With the encoder's names at the root, as in official files and fine-tuning checkpoints."""
+        return {name.removeprefix("encoder."): value for name, value in super().state_dict(*args, **kwargs).items()}
+
+    def no_weight_decay(self):
+        return set()
+
+
+def build_probe(config, num_classes):
+    """The probe of PROBE around the encoder named by MODEL.TYPE.
+
+    Raises: ValueError on a layer that the encoder does not have.
+    """
+    config = with_values(config, MODEL__DROP_RATE=0.0, MODEL__DROP_PATH_RATE=0.0)
+    with torch.device("meta"):
+        encoder = build_encoder(config)
+    materialize(encoder)
+    layers = probed_layers(config.PROBE, len(encoder.probed_blocks()))
+    with torch.no_grad():
+        images = torch.zeros(1, encoder.in_chans, *image_size(config))
+        widths = [feature.shape[1] for feature in encoder.eval().forward_layers(images, layers, config.PROBE.FEATURE)]
+    return LinearProbe(encoder, layers, widths, num_classes, config.PROBE.FEATURE, config.PROBE.BATCH_NORM)
+
+
+def probed_layers(probe, num_blocks):
+    """PROBE.LAYER as [number from 1, or "last"]; with PROBE.SWEEP all of them."""
+    if probe.SWEEP:
+        return [*range(1, num_blocks + 1), "last"]
+    if probe.LAYER == "last":
+        return ["last"]
+    layer = int(probe.LAYER)
+    if not 1 <= abs(layer) <= num_blocks:
+        raise ValueError(f"PROBE.LAYER={layer} (--layer) does not exist: the encoder has blocks 1 to {num_blocks}, counted "
+                         f"from the end -{num_blocks} to -1; `last` is the normalised output.")
+    return [layer if layer > 0 else num_blocks + 1 + layer]
