@@ -100,6 +100,15 @@ _C.MODEL.VIT.USE_RPB = False            # a relative position bias table in ever
 _C.MODEL.VIT.USE_SHARED_RPB = True      # one table for all blocks
 _C.MODEL.VIT.USE_MEAN_POOLING = False   # mean of the patch tokens instead of the class token
 
+_C.MODEL.CONVMAE = CfgNode()            # + three stages of twice the stride each; lists have a value for each
+_C.MODEL.CONVMAE.PATCH_SIZE = 16        # pixels: side of a cell of the last stage, a multiple of 4
+_C.MODEL.CONVMAE.IN_CHANS = 3
+_C.MODEL.CONVMAE.EMBED_DIM = [256, 384, 768]
+_C.MODEL.CONVMAE.DEPTHS = [2, 2, 11]    # blocks; convolutions in the first two stages, attention in the third
+_C.MODEL.CONVMAE.NUM_HEADS = 12         # of the third stage
+_C.MODEL.CONVMAE.MLP_RATIO = [4.0, 4.0, 4.0]
+_C.MODEL.CONVMAE.QKV_BIAS = True
+
 _C.MODEL.SIMMIM = CfgNode()
 _C.MODEL.SIMMIM.TARGET = "pixels"       # + what is predicted; models/targets.py lists them
 _C.MODEL.SIMMIM.NORM_TARGET = CfgNode()
@@ -242,6 +251,7 @@ _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "MODEL.SWINV2.WINDOW_SIZE": (1, None), "MODEL.SWINV2.EXTRA_NORM_EVERY": (0, None),
     "MODEL.VIT.PATCH_SIZE": (1, None), "MODEL.VIT.IN_CHANS": (1, None),
     "MODEL.VIT.EMBED_DIM": (1, None), "MODEL.VIT.DEPTH": (1, None), "MODEL.VIT.NUM_HEADS": (1, None),
+    "MODEL.CONVMAE.PATCH_SIZE": (4, None), "MODEL.CONVMAE.IN_CHANS": (1, None), "MODEL.CONVMAE.NUM_HEADS": (1, None),
 }
 
 
@@ -670,4 +680,27 @@ def _check_vit(config):
                              f"Use DATA.IMG_SIZE {max(round(size / vit.PATCH_SIZE), 1) * vit.PATCH_SIZE}.")
 
 
-_ENCODER_CHECKS = {"swin": _check_swin, "swinv2": _check_swinv2, "vit": _check_vit}
+def _check_convmae(config):
+    convmae, section = config.MODEL.CONVMAE, "MODEL.CONVMAE"
+    for key, lowest in (("EMBED_DIM", 1), ("DEPTHS", 1), ("MLP_RATIO", 1e-3)):
+        if len(convmae[key]) != 3 or not min(convmae[key]) >= lowest:
+            raise ValueError(f"{section}.{key}={convmae[key]} must have three values of at least {lowest}, one for each stage, "
+                             f"e.g. {_C.MODEL.CONVMAE[key]}.")
+    if convmae.PATCH_SIZE % 4:
+        raise ValueError(f"{section}.PATCH_SIZE={convmae.PATCH_SIZE} must be a multiple of 4: the second and the third stage "
+                         f"halve the map. Use {-(-convmae.PATCH_SIZE // 4) * 4}.")
+    width, heads = convmae.EMBED_DIM[2], convmae.NUM_HEADS
+    if width % 4:
+        raise ValueError(f"{section}.EMBED_DIM={convmae.EMBED_DIM}: the {width} channels of the third stage must be a multiple "
+                         f"of 4, a quarter each for sines and cosines of column and row. Use {-(-width // 4) * 4} there.")
+    if width % heads:
+        fit = max(h for h in range(1, heads + 1) if width % h == 0)
+        raise ValueError(f"{section}.NUM_HEADS={heads} does not divide the {width} channels of the third stage of {section}."
+                         f"EMBED_DIM={convmae.EMBED_DIM}. Use e.g. {fit} heads.")
+    for size in image_size(config):
+        if size % convmae.PATCH_SIZE:
+            raise ValueError(f"{section}.PATCH_SIZE={convmae.PATCH_SIZE} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}. "
+                             f"Use DATA.IMG_SIZE {max(round(size / convmae.PATCH_SIZE), 1) * convmae.PATCH_SIZE}.")
+
+
+_ENCODER_CHECKS = {"convmae": _check_convmae, "swin": _check_swin, "swinv2": _check_swinv2, "vit": _check_vit}

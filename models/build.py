@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from config import check_pretraining, image_size
+from models.convmae import build_convmae
 from models.mae import build_mae
 from models.simmim import build_simmim
 from models.swin import build_swin
@@ -13,7 +14,7 @@ from models.vit import build_vit
 from utils import sharding
 from utils.registry import pick
 
-ENCODERS = {"swin": build_swin, "swinv2": build_swinv2, "vit": build_vit}
+ENCODERS = {"convmae": build_convmae, "swin": build_swin, "swinv2": build_swinv2, "vit": build_vit}
 METHODS = {"mae": build_mae, "simmim": build_simmim}
 
 

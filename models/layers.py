@@ -35,13 +35,13 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear: (..., dim) -> (..., dim)."""
+    """Linear, GELU, linear: (..., dim) -> (..., dim). `layer` makes the linear ones: (in_dim, out_dim) -> module."""
 
-    def __init__(self, dim, hidden_dim, drop=0.0):
+    def __init__(self, dim, hidden_dim, drop=0.0, layer=nn.Linear):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = layer(dim, hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = layer(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x):
@@ -62,13 +62,18 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, images):
-        channels, height, width = images.shape[1:]
-        if channels != self.in_chans:
-            raise ValueError(f"images have {channels} channels, the encoder was built for {self.in_chans}: "
-                             f"set IN_CHANS of its section in the config.")
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"images of {height}x{width} pixels are not a whole number of patches of {self.patch_size}.")
+        check_images(images, self.in_chans, self.patch_size)
         return self.norm(self.proj(images).permute(0, 2, 3, 1))  # (B, h, w, dim)
+
+
+def check_images(images, in_chans, patch_size):
+    """Refuse images (B, C, H, W) of other channels, or that are not whole patches. Raises ValueError."""
+    channels, height, width = images.shape[1:]
+    if channels != in_chans:
+        raise ValueError(f"images have {channels} channels, the encoder was built for {in_chans}: "
+                         f"set IN_CHANS of its section in the config.")
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"images of {height}x{width} pixels are not a whole number of patches of {patch_size}.")
 
 
 def stream_dtype(parameter):

@@ -10,6 +10,9 @@ from .tiny import (
     CLASSES,
     ENCODER_CASES,
     HEIGHT,
+    MASKED_CASES,
+    NEEDS,
+    OWN_PARTS,
     VARIANTS,
     WIDTH,
     build,
@@ -19,15 +22,31 @@ from .tiny import (
     make_mask,
 )
 
-IDS = ["-".join(case) for case in ENCODER_CASES]
 
-
-@pytest.fixture(scope="module", params=ENCODER_CASES, ids=IDS)
+@pytest.fixture(scope="module", params=ENCODER_CASES, ids="-".join)
 def case(request):
-    """An encoder with a mask token, and the same with a head."""
+    """An encoder as pre-training has it, and the same with a head."""
     config = make_config(*request.param)
     return SimpleNamespace(config=config, encoder=build(config, is_pretrain=True).encoder,
                            classifier=build(config, is_pretrain=False), images=make_images(config), mask=make_mask(config))
+
+
+@pytest.fixture(scope="module", params=MASKED_CASES, ids="-".join)
+def masked(request):
+    """An encoder with a mask token."""
+    config = make_config(*request.param)
+    return SimpleNamespace(config=config, encoder=build(config, is_pretrain=True).encoder, images=make_images(config),
+                           mask=make_mask(config))
+
+
+@pytest.fixture(scope="module", params=NEEDS["mae"], ids="-".join)
+def dropping(request):
+    """An encoder that lets only visible patches through, with a mask that hides half."""
+    config = make_config(*request.param, method="mae")
+    mask = make_mask(config)
+    ids = torch.stack([row.logical_not().nonzero().squeeze(1) for row in mask.flatten(1)])
+    return SimpleNamespace(config=config, encoder=build(config, is_pretrain=True).encoder, images=make_images(config),
+                           mask=mask, ids=ids)
 
 
 # ---- facts --------------------------------------------------------------------------------------------------------
@@ -47,7 +66,7 @@ def test_layer_id_of_each_parameter_is_in_range_and_each_layer_has_one(case, kin
     ids = {name: encoder.layer_id(name) for name, _ in encoder.named_parameters()}
     assert {type(layer) for layer in ids.values()} == {int}
     assert set(ids.values()) == set(range(encoder.num_layers + 2))
-    assert ids["patch_embed.proj.weight"] == 0
+    assert {layer for name, layer in ids.items() if name.startswith("patch_embed")} == {0}
     if kind == "classifier":
         assert ids["head.weight"] == encoder.num_layers + 1
 
@@ -90,27 +109,8 @@ def test_state_dict_of_another_grid_is_resized_to_the_own_shapes(case, request):
 def test_feature_map_has_the_stated_shape(case):
     encoder = case.encoder
     shape = (BATCH, encoder.num_features, HEIGHT // encoder.stride, WIDTH // encoder.stride)
-    assert encoder(case.images).shape == encoder(case.images, case.mask).shape == shape
+    assert encoder(case.images).shape == shape
     assert isinstance(encoder.extract_feat(case.images), tuple) and encoder.extract_feat(case.images)[-1].shape == shape
-
-
-@torch.no_grad()
-def test_hidden_pixels_do_not_reach_the_features(case):
-    hidden = hidden_pixels(case.config, case.mask)
-    other = torch.where(hidden, torch.full_like(case.images, 7.0), case.images)
-    assert torch.equal(case.encoder(other, case.mask), case.encoder(case.images, case.mask))
-    assert not torch.equal(case.encoder(other), case.encoder(case.images))
-
-
-@torch.no_grad()
-def test_mask_that_hides_nothing_changes_nothing(case):
-    torch.testing.assert_close(case.encoder(case.images, torch.zeros_like(case.mask)), case.encoder(case.images))
-
-
-@torch.no_grad()
-def test_fully_hidden_images_look_alike(case):
-    features = case.encoder(case.images, torch.ones_like(case.mask))
-    torch.testing.assert_close(features, features[:1].expand_as(features), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -120,6 +120,48 @@ def test_feature_map_is_not_transposed(case):
     other[:, :, :encoder.stride, -encoder.stride:] += 3.0
     change = (encoder(other) - encoder(case.images)).square().sum(dim=(0, 1))
     assert divmod(int(change.argmax()), change.shape[1]) == (0, change.shape[1] - 1)
+
+
+# ---- masks --------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_hidden_pixels_do_not_reach_the_features(masked):
+    hidden = hidden_pixels(masked.config, masked.mask)
+    other = torch.where(hidden, torch.full_like(masked.images, 7.0), masked.images)
+    assert torch.equal(masked.encoder(other, masked.mask), masked.encoder(masked.images, masked.mask))
+    assert not torch.equal(masked.encoder(other), masked.encoder(masked.images))
+
+
+@torch.no_grad()
+def test_mask_does_not_change_the_shape_of_the_features(masked):
+    assert masked.encoder(masked.images, masked.mask).shape == masked.encoder(masked.images).shape
+
+
+@torch.no_grad()
+def test_mask_that_hides_nothing_changes_nothing(masked):
+    torch.testing.assert_close(masked.encoder(masked.images, torch.zeros_like(masked.mask)), masked.encoder(masked.images))
+
+
+@torch.no_grad()
+def test_fully_hidden_images_look_alike(masked):
+    features = masked.encoder(masked.images, torch.ones_like(masked.mask))
+    torch.testing.assert_close(features, features[:1].expand_as(features), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_visible_tokens_have_the_stated_shape(dropping):
+    encoder = dropping.encoder
+    tokens = encoder.forward_visible(dropping.images, dropping.mask, dropping.ids)
+    assert encoder.drops_tokens
+    assert tokens.shape == (BATCH, encoder.num_prefix_tokens + dropping.ids.shape[1], encoder.num_features)
+
+
+@torch.no_grad()
+def test_hidden_pixels_do_not_reach_the_visible_tokens(dropping):
+    hidden = hidden_pixels(dropping.config, dropping.mask)
+    other = torch.where(hidden, torch.full_like(dropping.images, 7.0), dropping.images)
+    tokens = [dropping.encoder.forward_visible(images, dropping.mask, dropping.ids) for images in (dropping.images, other)]
+    assert torch.equal(*tokens)
 
 
 # ---- classification -----------------------------------------------------------------------------------------------
@@ -154,7 +196,10 @@ def test_classifier_has_the_encoder_s_names_at_the_root(case):
     """One mechanism for both, so that official files load without a map."""
     encoder = {name for name, _ in case.encoder.named_parameters()} - {"mask_token"}
     classifier = {name for name, _ in case.classifier.named_parameters()}
-    assert classifier - encoder == {"head.weight", "head.bias"} and encoder <= classifier
+    pretraining, classification = OWN_PARTS.get(case.config.MODEL.TYPE, (set(), set()))
+    assert {name.partition(".")[0] for name in classifier - encoder} == {"head"} | classification
+    assert {name.partition(".")[0] for name in encoder - classifier} == pretraining
+    assert {"head.weight", "head.bias"} <= classifier
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (32, 64)), (4, (64, 32))])

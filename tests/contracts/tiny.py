@@ -15,6 +15,11 @@ MAE_VIT = {"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VI
 LOW_PASS = {"MODEL.PIXMIM.ENABLE": True, "MODEL.PIXMIM.CUTOFF_RADIUS": 6}
 # encoder: {variant: settings}; the first variant is the base, the others add to it
 VARIANTS = {
+    "convmae": {
+        "plain": {"MODEL.CONVMAE.PATCH_SIZE": 8, "MODEL.CONVMAE.EMBED_DIM": [4, 8, 16], "MODEL.CONVMAE.DEPTHS": [1, 2, 3],
+                  "MODEL.CONVMAE.NUM_HEADS": 2, "MODEL.CONVMAE.MLP_RATIO": [2.0, 3.0, 4.0]},
+        "no_qkv_bias": {"MODEL.CONVMAE.QKV_BIAS": False},
+    },
     "swin": {
         "plain": {"MODEL.SWIN.PATCH_SIZE": 4, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": [2, 2],
                   "MODEL.SWIN.NUM_HEADS": [1, 2], "MODEL.SWIN.WINDOW_SIZE": 4},
@@ -43,13 +48,17 @@ METHOD_VARIANTS = {
                        "MODEL.MAE.DECODER_NUM_HEADS": 2},
             "normalised": {"MODEL.MAE.NORM_PIX_LOSS": True}, "low_pass": LOW_PASS},
 }
-# what a method needs of an encoder: {method: [(encoder, variant)]}; without an entry any will do
-NEEDS = {"mae": [("vit", "no_tables"), ("vit", "mae")]}
+# what a method needs of an encoder: {method: [(encoder, variant)]}; without an entry any will do that has a mask token
+NEEDS = {"mae": [("convmae", "plain"), ("convmae", "no_qkv_bias"), ("vit", "no_tables"), ("vit", "mae")]}
+NO_MASK_TOKEN = {"convmae"}
+# parts of an encoder that only pre-training has, and that only classification has, besides the head
+OWN_PARTS = {"convmae": ({"norm", "stage1_output_decode", "stage2_output_decode"}, {"fc_norm"})}
 
 # one case for an encoder or method without a tiny config, too: its tests then fail instead of not existing
 ENCODER_CASES = [(name, variant) for name in ENCODERS for variant in VARIANTS.get(name, ["none"])]
+MASKED_CASES = [(name, variant) for name, variant in ENCODER_CASES if name not in NO_MASK_TOKEN]
 CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES
-         for method in METHODS if (name, variant) in NEEDS.get(method, [(name, variant)])
+         for method in METHODS if (name, variant) in NEEDS.get(method, MASKED_CASES)
          for kind in METHOD_VARIANTS.get(method, ["none"])]
 
 
@@ -61,7 +70,9 @@ def settings_of(table, name, variant, where):
     return base | table[name][variant]
 
 
-def make_config(name, variant, method="simmim", kind="pixels", channels=3, size=(HEIGHT, WIDTH)):
+def make_config(name, variant, method=None, kind="pixels", channels=3, size=(HEIGHT, WIDTH)):
+    """Without a method: one that the encoder can be pre-trained by."""
+    method = method or ("mae" if name in NO_MASK_TOKEN else "simmim")
     overrides = COMMON | {"MODEL.TYPE": name, "MODEL.METHOD": method, "DATA.IMG_SIZE": list(size),
                           f"MODEL.{name.upper()}.IN_CHANS": channels}
     overrides |= settings_of(VARIANTS, name, variant, "VARIANTS")
