@@ -129,15 +129,24 @@ def build_for_training(config, is_pretrain, device, precision):
 
     Raises: ValueError where the precision can't be combined with it.
     """
-    if config.TRAIN.PARALLEL == "ddp" or not distributed.is_parallel():
+    if config.TRAIN.PARALLEL == "ddp" or distributed.world_size() == 1:
         if config.TRAIN.PARALLEL == "fsdp":
             log.info("TRAIN.PARALLEL fsdp divides the model among processes: this is one, so it holds all of it")
         return build_model(config, is_pretrain).to(device)
     if config.AMP_BACKEND == "apex":
         raise ValueError("TRAIN.PARALLEL fsdp does not work with AMP_BACKEND apex: use AMP_BACKEND native, or ddp.")
+    if config.TRAIN.OPTIMIZER.NAME.startswith("fused_"):
+        raise ValueError(f"TRAIN.PARALLEL fsdp does not work with TRAIN.OPTIMIZER.NAME {config.TRAIN.OPTIMIZER.NAME} of apex, "
+                         f"which knows no divided parameters: use adamw, or ddp.")
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise ValueError(f"TRAIN.PARALLEL fsdp on the CPU needs a newer torch than {torch.__version__}: upgrade, or use ddp.")
     return build_sharded(config, is_pretrain, device, precision.dtype)
+
+
+def note_whole_model(config):
+    """Log that evaluation does not divide the model."""
+    if config.TRAIN.PARALLEL == "fsdp":
+        log.info("TRAIN.PARALLEL fsdp is for training: to evaluate, every process holds the whole model")
 
 
 def parallel(model, device):
@@ -165,6 +174,10 @@ def open_run(job):
     if distributed.rank() == 0:
         save_config(job.config, job.folder)
         remove_unfinished(job.folder)
+    distributed.barrier()
+    if is_sharded(job.model) and not os.path.exists(os.path.join(job.folder, "config.yaml")):
+        raise ValueError(f"this machine does not see {job.folder} of rank 0, into which every process of a sharded run writes "
+                         f"its part: put --output on a file system that all machines share.")
 
 
 def announce(job, scaled, num_train, num_val):
@@ -374,6 +387,7 @@ def heldout_loss(model, loader, device, precision):
 
 def record_evaluation(config, *records):
     """Append the numbers of --eval to metrics.jsonl of the run folder, with the weights they belong to."""
+    note_whole_model(config)
     log_to_file(run_folder(config), distributed.rank())
     append_records(config, "eval", records)
 
@@ -407,6 +421,7 @@ def throughput(model, shape, device, precision, warmup=5, rounds=30):
 
 def report_throughput(model, config, device, precision):
     """Log images per second of inference at the config's size and batch."""
+    note_whole_model(config)
     shape = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
     log.info("batch size %d throughput %.1f images/s (%s, %s)", shape[0], throughput(model, shape, device, precision),
              device, precision)

@@ -26,6 +26,7 @@ log = logging.getLogger("simmim.resume")
 # settings that say how a run starts, and so mean nothing for one that goes on
 NOT_RESUMED = {"BASE", "MODEL.RESUME", "PRETRAINED", "OUTPUT", "TAG", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
                "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME"}
+KINDS = ("betas", "momentum", "trust_coefficient")  # settings that tell kinds of optimizers apart
 
 
 def save_epoch(job, epoch):
@@ -175,7 +176,9 @@ def _read_folder(job, content, advice):
         raise ValueError(f"the optimizer of {folder} does not fit this run: its groups of parameters differ. {advice}")
     numbers = {name: i for i, name in enumerate(name for group in content["optimizer_groups"] for name in group["params"])}
     state = {numbers[name]: of for name, of in moments.items()}
-    _load_optimizer(optimizer, {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}, folder)
+    groups = optimizer.state_dict()["param_groups"]
+    saved = [{**group, "params": own["params"]} for group, own in zip(content["optimizer_groups"], groups, strict=True)]
+    _load_optimizer(optimizer, {"state": state, "param_groups": saved}, folder)
 
 
 def _load_optimizer(optimizer, state, path):
@@ -185,6 +188,9 @@ def _load_optimizer(optimizer, state, path):
                for i, of in state["state"].items()}
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     groups = state["param_groups"]
+    if groups and [key in groups[0] for key in KINDS] != [key in own[0] for key in KINDS]:
+        raise ValueError(f"{path} was written by another optimizer than TRAIN.OPTIMIZER.NAME says: its moments mean something "
+                         f"else. Use the one it was made with, or start from its weights with --pretrained.")
     if len(groups) == len(own):  # settings go in first: torch places the step counts by them
         groups = [{**group, **settings} for group, settings in zip(groups, own, strict=True)]
     try:
@@ -206,7 +212,7 @@ def _refuse_overwriting(job, resumed):
     epochs = epoch_checkpoints(folder)
     other_run = not resumed or Path(resumed).parent != Path(os.path.abspath(folder))
     there = [path for path in (folder / BEST_FILE, folder / ENCODER_FILE) if other_run and path.exists()]
-    there += [path for epoch, path in epochs.items() if other_run or epoch >= job.start_epoch]
+    there += [path for epoch, path in epochs if other_run or epoch >= job.start_epoch]
     if not there:
         return
     if epochs and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one

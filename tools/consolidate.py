@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from utils.checkpoint import load_checkpoint, save_checkpoint, weights_of  # noqa: E402
+from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
 from utils.cli import run  # noqa: E402
 
 
@@ -23,6 +23,8 @@ def main():
         raise ValueError(f"{args.target} must end in .pth or .safetensors.")
     if args.target.exists():
         raise ValueError(f"{args.target} exists and is not written over: choose another name.")
+    if EPOCH_FILE.fullmatch(args.target.name):
+        raise ValueError(f"{args.target} is named like a checkpoint of a run, which would go on from it: choose another name.")
     weights_alone = args.encoder or args.target.suffix == ".safetensors"
     content = load_checkpoint(args.source, moments=not weights_alone)
     weights = weights_of(content)

@@ -14,6 +14,7 @@ import torch
 from utils import distributed, formats, sharding
 
 EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)(\.pth)?")  # the name of a folder has no ending
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # what DistributedDataParallel and torch.compile put before names
 STATE_FILE = "state.pth"  # what a folder holds beside tensors
 BEST_FILE = "ckpt_best.pth"
 ENCODER_FILE = "encoder.pth"
@@ -89,10 +90,10 @@ def _download(address):
 
 
 def epoch_checkpoints(folder):
-    """{epoch: path} of the epoch checkpoints in a folder, oldest first."""
+    """[(epoch, path)] of the epoch checkpoints in a folder, oldest first; an epoch may have a file and a folder."""
     folder = Path(folder)
     found = [(EPOCH_FILE.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def newest_good_checkpoint(folder, report):
@@ -103,7 +104,7 @@ def newest_good_checkpoint(folder, report):
         report: called with a line of text for each broken file that is passed over.
     Returns: (path, content as from load_for_resume), or (None, None).
     """
-    for path in reversed(epoch_checkpoints(folder).values()):
+    for _, path in reversed(epoch_checkpoints(folder)):
         try:
             return path, load_for_resume(path)
         except ValueError as error:
@@ -122,21 +123,36 @@ def save_folder(path, model, optimizer, state):
     Raises: OSError, with an old folder of this name intact.
     """
     path = Path(path)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     first = distributed.rank() == 0
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     distributed.barrier()
-    sharding.write_tensors(temporary, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
-    if first:
-        save_checkpoint(temporary / STATE_FILE, state)
-        if path.exists():  # a broken one: a good one would have been resumed
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(path, old)
-        os.rename(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        sharding.write_tensors(temporary, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
+        digests = distributed.from_all(sharding.digests(temporary, distributed.rank()))
+        if first:
+            _complete(temporary, path, {**state, "digests": {name: text for part in digests for name, text in part.items()}})
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk is not to stay full
+        raise
     distributed.barrier()
+
+
+def _complete(temporary, path, state):
+    """Give a folder that every process has written to its name. Raises OSError if a part is not there."""
+    try:
+        sharding.check_folder(temporary)
+    except ValueError as error:
+        raise OSError(f"{error} If other machines took part: --output must be on a file system that all of them "
+                      f"share.") from error
+    save_checkpoint(temporary / STATE_FILE, state)
+    if path.exists():  # could not be read, or it would have been resumed
+        replaced = path.with_name(f"replaced_{path.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(path, replaced)
+    os.rename(temporary, path)
 
 
 def read_folder(path, model, optimizer):
@@ -156,6 +172,9 @@ def load_folder(path, tensors=True, moments=True):
         raise ValueError(f"{path} is not a checkpoint: a folder with {STATE_FILE} was expected, as sharded runs write it.")
     sharding.check_folder(path)
     content = load_checkpoint(Path(path) / STATE_FILE)
+    digests = content.pop("digests", {})
+    if distributed.rank() == 0:  # reading everything once is enough
+        sharding.check_digests(path, digests)
     if not tensors:
         return {**content, "folder": str(path)}
     whole, groups = sharding.read_whole_tensors(path, "" if moments else "model."), content.pop("optimizer_groups")
@@ -196,7 +215,7 @@ def weights_of(content):
     `cpb_mlp`, is brought up to date.
     """
     weights = next((content[key] for key in formats.WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
-    return {str(name).removeprefix("module.").replace("_orig_mod.", "").replace(".rpe_mlp.", ".cpb_mlp."): value
+    return {WRAPPERS.sub("", str(name)).replace("_orig_mod.", "").replace(".rpe_mlp.", ".cpb_mlp."): value
             for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 

@@ -86,6 +86,15 @@ def largest_over_processes(tensor):
     return largest
 
 
+def from_all(value):
+    """The values of all processes (any picklable objects), in the order of their ranks, on each of them."""
+    if not is_parallel():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def from_rank0(value):
     """The value that rank 0 holds (any picklable object), on every rank."""
     if not is_parallel():

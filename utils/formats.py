@@ -5,6 +5,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 
 import torch
@@ -82,6 +83,11 @@ def read(path):
 
 
 def _read_torch(path):
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums into its archives but does not look at them
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
     with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it fails then, and we say so
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -3,9 +3,11 @@
 In a folder every process writes its own part (torch.distributed.checkpoint); any number of processes, or one without a
 process group, can read it again.
 """
+import hashlib
 import os
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import Unpickler, UnpicklingError
 
 import torch
@@ -21,6 +23,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 METADATA = ".metadata"
+# what reading a broken one raises; any other OSError says nothing about the file
+BROKEN = (FileNotFoundError, EOFError, AttributeError, TypeError, IndexError, KeyError, ImportError, UnpicklingError)
 # all that the table of contents of a folder may be made of
 DESCRIPTIONS = {
     "torch.distributed.checkpoint.metadata": {
@@ -153,7 +157,7 @@ def check_folder(folder):
         needed = {}
         for place in metadata.storage_data.values():
             needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
-    except (OSError, EOFError, AttributeError, TypeError, IndexError, KeyError, ImportError, UnpicklingError) as error:
+    except BROKEN as error:
         raise ValueError(f"{folder} is not a readable checkpoint: its table of contents, {METADATA}, is broken "
                          f"({error}).") from error
     if others:
@@ -163,6 +167,27 @@ def check_folder(folder):
         if os.path.basename(name) != name or not os.path.isfile(path) or os.path.getsize(path) < size:
             raise ValueError(f"{folder} is not a readable checkpoint: its file {name} is missing or cut off.")
     return contents
+
+
+def digests(folder, rank):
+    """{file: SHA-256} of the parts that a process wrote."""
+    found = {}
+    for path in sorted(Path(folder).glob(f"__{rank}_*.distcp")):
+        total = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2 ** 20):
+                total.update(block)
+        found[path.name] = total.hexdigest()
+    return found
+
+
+def check_digests(folder, expected):
+    """Raises ValueError if a part of a folder is not what was written."""
+    ranks = {name.removeprefix("__").partition("_")[0] for name in expected}
+    there = {name: digest for rank in ranks for name, digest in digests(folder, rank).items()}
+    damaged = sorted(name for name, digest in expected.items() if there.get(name) != digest)
+    if damaged:
+        raise ValueError(f"{folder} is not a readable checkpoint: the checksum of its part {damaged[0]} is wrong.")
 
 
 class _Contents(Unpickler):

@@ -96,13 +96,16 @@ def test_sharded_run_resumes_by_itself_bitwise(train, images, tmp_path):
     assert largest_difference(ours["model"], theirs["model"]) == 0
 
 
-@pytest.mark.parametrize("harm", ["cut_off", "no_table_of_contents", "no_state"])
+@pytest.mark.parametrize("harm", ["cut_off", "flipped", "no_table_of_contents", "no_state"])
 def test_broken_folder_is_passed_over(harm, train, tmp_path):
     settings = {**COMMON, **FSDP, "TRAIN.EPOCHS": 2, "VIS_FREQ": 0}
     folder, _ = train("pretrain", tmp_path, ranks=2, settings=settings)
     newest = folder / "ckpt_epoch_1"
+    part = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
     if harm == "cut_off":
-        truncate(max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size))
+        truncate(part)
+    elif harm == "flipped":
+        part.write_bytes(part.read_bytes()[:-9] + b"other" + part.read_bytes()[-4:])
     else:
         (newest / {"no_table_of_contents": ".metadata", "no_state": "state.pth"}[harm]).unlink()
     _, out = train("pretrain", tmp_path, ranks=2, settings=settings)
@@ -161,6 +164,12 @@ def test_sharded_checkpoint_gives_its_encoder(both, forks, tmp_path):
     forks.run("tools/consolidate.py", fsdp / "ckpt_epoch_1", target, "--encoder").checked()
     ours, theirs = (load_checkpoint(path)["model"] for path in (target, fsdp / "encoder.pth"))
     assert largest_difference(ours, theirs) == 0
+
+
+def test_consolidating_makes_no_checkpoint_of_a_run(both, forks):
+    _, fsdp, _ = both
+    result = forks.run("tools/consolidate.py", fsdp / "ckpt_epoch_1", fsdp / "ckpt_epoch_1.pth", "--encoder")
+    assert result.code == 2 and "named like a checkpoint of a run" in result.err
 
 
 def test_consolidating_writes_over_nothing(both, forks, tmp_path):

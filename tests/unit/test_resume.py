@@ -1,4 +1,5 @@
 """Resuming: what a checkpoint brings and what the present config decides."""
+import pytest
 import torch
 
 from resume import _load_optimizer
@@ -22,3 +23,13 @@ def test_settings_of_the_optimizer_stay_those_of_the_config_when_its_state_is_lo
     assert (group["lr"], group["weight_decay"], group["fused"]) == (0.5, 0.1, True)
     assert int(new.state[group["params"][0]]["step"]) == 1
     new.step()
+
+
+@pytest.mark.parametrize("other", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p)],
+                         ids=["adamw_to_sgd", "sgd_to_adamw"])
+def test_moments_of_another_optimizer_are_refused(other):
+    kinds = [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)]
+    new = other([torch.nn.Parameter(torch.ones(3))])
+    old = kinds[isinstance(new, torch.optim.AdamW)]([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(ValueError, match=r"another optimizer than TRAIN\.OPTIMIZER\.NAME says"):
+        _load_optimizer(new, old.state_dict(), "a file")

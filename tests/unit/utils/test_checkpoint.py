@@ -290,10 +290,10 @@ def test_epoch_checkpoints_are_sorted_by_number(tmp_path):
     for name in ("ckpt_epoch_10.pth", "ckpt_epoch_9.pth", "ckpt_best.pth", "ckpt_epoch_2.pth.tmp", "xckpt_epoch_3.pth",
                  ".ckpt_epoch_11.pth.1.tmp"):
         (tmp_path / name).touch()
-    assert {epoch: path.name for epoch, path in epoch_checkpoints(tmp_path).items()} == {
+    assert {epoch: path.name for epoch, path in epoch_checkpoints(tmp_path)} == {
         9: "ckpt_epoch_9.pth", 10: "ckpt_epoch_10.pth"}
-    assert list(epoch_checkpoints(tmp_path)) == [9, 10]
-    assert epoch_checkpoints(tmp_path / "absent") == {}
+    assert [epoch for epoch, _ in epoch_checkpoints(tmp_path)] == [9, 10]
+    assert epoch_checkpoints(tmp_path / "absent") == []
 
 
 def test_newest_is_by_epoch_not_by_time(tmp_path):
@@ -350,3 +350,19 @@ def test_weights_of_another_model_are_refused_and_say_what_to_use(source, messag
     with pytest.raises(ValueError, match=rf"checkpoint file is of another model: {message}.*--pretrained"):
         load_weights(model, {"model": source.state_dict()}, "file")
     assert torch.equal(model.weight, before)
+
+
+def test_flipped_bytes_of_a_tensor_are_noticed(tmp_path):
+    path = tmp_path / "ckpt.pth"
+    save_checkpoint(path, {"model": {"w": torch.arange(1000.0)}})
+    content = bytearray(path.read_bytes())
+    place = content.find(torch.arange(500.0, 502.0).numpy().tobytes())
+    content[place + 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="the checksum of its part .* is wrong"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_that_wrappers_add_to_are_cleaned(prefix):
+    assert weights_of({"model": {f"{prefix}w": torch.ones(1)}}).keys() == {"w"}

@@ -120,7 +120,7 @@ def test_checkpoint_folder_replaces_a_broken_one(tmp_path):
     (path / METADATA).unlink()
     save_epoch(tmp_path)
     assert load_checkpoint(path)["epoch"] == 3
-    assert [entry.name for entry in tmp_path.iterdir()] == ["ckpt_epoch_3"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ckpt_epoch_3", "replaced_ckpt_epoch_3"]
 
 
 def test_newest_good_checkpoint_passes_over_a_broken_folder(tmp_path):
@@ -130,3 +130,41 @@ def test_newest_good_checkpoint_passes_over_a_broken_folder(tmp_path):
     path, content = newest_good_checkpoint(tmp_path, lines.append)
     assert path.name == "ckpt_epoch_2" and content["epoch"] == 2
     assert len(lines) == 1 and "ckpt_epoch_3" in lines[0]
+
+
+def test_flipped_bytes_in_a_part_are_noticed(tmp_path):
+    path = save_epoch(tmp_path)
+    part = next(path.glob("*.distcp"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    part.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=rf"the checksum of its part {part.name} is wrong"):
+        load_folder(path, tensors=False)
+
+
+def test_error_of_the_disk_does_not_make_a_folder_broken(tmp_path, monkeypatch):
+    """Otherwise a run would go on from the epoch before, and write over the good one."""
+    path = save_epoch(tmp_path)
+
+    def fail(self, *args, **kwargs):
+        raise OSError(5, "Input/output error")
+    monkeypatch.setattr("utils.sharding._Reader.read_metadata", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        newest_good_checkpoint(path.parent, print)
+
+
+def test_file_and_folder_of_an_epoch_are_both_tried(tmp_path):
+    save_epoch(tmp_path, 3)
+    (tmp_path / "ckpt_epoch_3.pth").write_bytes(b"broken")
+    path, _ = newest_good_checkpoint(tmp_path, lambda line: None)
+    assert path.name == "ckpt_epoch_3"
+
+
+def test_folder_without_the_parts_of_another_machine_is_not_given_its_name(tmp_path, monkeypatch):
+    def write_and_lose(folder, tensors):
+        write_tensors(folder, tensors)
+        next(folder.glob("*.distcp")).unlink()
+    monkeypatch.setattr("utils.checkpoint.sharding.write_tensors", write_and_lose)
+    with pytest.raises(OSError, match="--output must be on a file system that all of them share"):
+        save_epoch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
