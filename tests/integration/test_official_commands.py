@@ -10,6 +10,7 @@ from .runs import accuracies, checkpoint, log_of, losses, records
 SMALL = {"TRAIN.EPOCHS": 1, "DATA.NUM_WORKERS": 0, "PRINT_FREQ": 1, "VIS_IMAGES": 2}
 SMALL_SWIN = {**SMALL, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": "[1,1]", "MODEL.SWIN.NUM_HEADS": "[1,2]"}
 SMALL_VIT = {**SMALL, "MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 2, "MODEL.VIT.NUM_HEADS": 2, "DATA.IMG_SIZE": 64}
+SMALL_MAE = {**SMALL_VIT, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2}
 SMALL_SWINV2 = {**SMALL, "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": "[1,1]", "MODEL.SWINV2.NUM_HEADS": "[1,2]"}
 V2_PRETRAIN = {**SMALL_SWINV2, "DATA.IMG_SIZE": 96}
 V2_FINETUNE = {**SMALL_SWINV2, "DATA.IMG_SIZE": 112, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": "[12,12]"}
@@ -25,6 +26,12 @@ PRETRAIN = {
     "swinv2_huge/simmim_pretrain__swinv2_huge__img192_window12__800ep": V2_PRETRAIN,
     "swinv2_giant/simmim_pretrain__swinv2_giant__img192_window12__800ep": V2_PRETRAIN,
     "swinv2_g/simmim_pretrain__swinv2_g__img192_window12__20ep": V2_PRETRAIN,
+    "mae/mae_pretrain__vit_base__img224__800ep": SMALL_MAE,
+    "mae/mae_pretrain__vit_base__img224__1600ep": SMALL_MAE,
+    "mae/mae_pretrain__vit_large__img224__1600ep": SMALL_MAE,
+    "mae/mae_pretrain__vit_huge__img224__1600ep": {**SMALL_MAE, "DATA.IMG_SIZE": 56},
+    "pixmim/pixmim_pretrain__vit_base__img224__300ep": SMALL_MAE,
+    "pixmim/pixmim_pretrain__vit_base__img224__800ep": SMALL_MAE,
 }
 FINETUNE = {
     "swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 48},
@@ -39,6 +46,12 @@ FINETUNE = {
     "swinv2_huge/simmim_finetune__swinv2_huge__img512_window32__800ep": {**V2_FINETUNE, "DATA.IMG_SIZE": 128},
     "swinv2_giant/simmim_finetune__swinv2_giant__img224_window14__800ep": V2_FINETUNE,
     "swinv2_g/simmim_finetune__swinv2_g__img224_window14__20ep": V2_FINETUNE,
+    "mae/mae_finetune__vit_base__img224": SMALL_VIT,
+    "mae/mae_finetune__vit_large__img224": SMALL_VIT,
+    "mae/mae_finetune__vit_huge__img224": {**SMALL_VIT, "DATA.IMG_SIZE": 56},
+    "mae/mae_finetune__vit_huge__img448": {**SMALL_VIT, "DATA.IMG_SIZE": 84},
+    "pixmim/pixmim_finetune__vit_base__img224__300ep": SMALL_VIT,
+    "pixmim/pixmim_finetune__vit_base__img224__800ep": SMALL_VIT,
 }
 RELEASED = "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep"
 PRETRAINED = "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep"
@@ -53,9 +66,21 @@ def launch(*arguments):
     return start("-m", "torch.distributed.launch", "--nproc_per_node", 1, "--master_port", free_port(), *arguments)
 
 
+def run_name(name):
+    """The last two folders of the runs of a recipe, MODEL.NAME/TAG."""
+    tag = name.split("/")[1]
+    return f"{tag.split('__')[0]}/{tag}"
+
+
+def size_of(name):
+    """What recipes of one encoder have in common: ("mae", "vit_huge")."""
+    folder, tag = name.split("/")
+    return folder, tag.split("__")[1]
+
+
 def test_recipe_files_of_this_test_are_all_that_there_are():
-    files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").glob("*/simmim_*.yaml")
-             if path.parent.name != "demo"}
+    files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").glob("*/*.yaml")
+             if path.parent.name != "demo" and "linprobe" not in path.name}
     assert files == PRETRAIN.keys() | FINETUNE.keys()
 
 
@@ -109,7 +134,7 @@ def pretrained(forks, images, tmp_path_factory):
             output = tmp_path_factory.mktemp("official")
             forks.run("main_simmim.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images / "train",
                       "--output", output, *opts(PRETRAIN[name])).checked()
-            folders[name] = output / "simmim_pretrain" / name.split("/")[1]
+            folders[name] = output / run_name(name)
         return folders[name]
     return run
 
@@ -122,7 +147,7 @@ def test_official_pretraining_recipe_trains(name, pretrained):
 
 @pytest.mark.parametrize("name", FINETUNE, ids=lambda name: name.split("/")[1])
 def test_official_finetuning_recipe_takes_every_weight_of_its_pretraining(name, pretrained, forks, images, tmp_path):
-    source = next(other for other in PRETRAIN if other.split("/")[0] == name.split("/")[0])
+    source = next(other for other in PRETRAIN if size_of(other) == size_of(name))
     weights = pretrained(source) / "ckpt_epoch_0.pth"
     result = forks.run("main_finetune.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images, "--pretrained",
                        weights, "--output", tmp_path, *opts(FINETUNE[name])).checked()
@@ -130,7 +155,7 @@ def test_official_finetuning_recipe_takes_every_weight_of_its_pretraining(name, 
     missing = report.partition("missing (")[2].partition(")")[0].split(", ")
     # mean pooling replaces the final norm of ViT by one that the pre-training had not trained
     assert set(missing) <= {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
-    assert len(records(tmp_path / "simmim_finetune" / name.split("/")[1], "val")) == 1
+    assert len(records(tmp_path / run_name(name), "val")) == 1
 
 
 def test_pretraining_recipe_trains_in_mixed_precision_when_asked_for(forks, images, tmp_path):
@@ -138,7 +163,7 @@ def test_pretraining_recipe_trains_in_mixed_precision_when_asked_for(forks, imag
     result = forks.run("main_simmim.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images / "train", "--output",
                        tmp_path, "--amp-opt-level", "O1", "--use-checkpoint", *opts(PRETRAIN[name])).checked()
     assert "mixed bfloat16" in result.out
-    folder = tmp_path / "simmim_pretrain" / name.split("/")[1]
+    folder = tmp_path / run_name(name)
     assert all(value.dtype != torch.bfloat16 for value in checkpoint(folder, 0)["model"].values())
 
 

@@ -47,6 +47,19 @@ PARAMETERS = {
     "simmim_finetune__swinv2_large__img224_window14__800ep": 195_202_932 + (1536 + 1) * 1000,
     "simmim_pretrain__swinv2_giant__img192_window12__800ep": 1_060_976_996 + 448 + (3584 + 1) * 3 * 32 ** 2,
     "simmim_finetune__swinv2_giant__img224_window14__800ep": 1_060_976_996 + (3584 + 1) * 1000,
+    # the official MAE (tests/parity/fixtures/mim/mae_model_keys.json), frozen position tables included
+    "mae_pretrain__vit_base__img224__800ep": 111_907_840,
+    "mae_pretrain__vit_base__img224__1600ep": 111_907_840,
+    "mae_pretrain__vit_large__img224__1600ep": 329_541_888,
+    "mae_pretrain__vit_huge__img224__1600ep": 657_074_508,
+    "mae_finetune__vit_base__img224": 86_567_656,
+    "mae_finetune__vit_large__img224": 304_326_632,
+    "mae_finetune__vit_huge__img224": 632_045_800,
+    "mae_finetune__vit_huge__img448": 632_045_800 + (32 ** 2 - 16 ** 2) * 1280,  # a larger position table
+    "pixmim_pretrain__vit_base__img224__300ep": 111_907_840,
+    "pixmim_pretrain__vit_base__img224__800ep": 111_907_840,
+    "pixmim_finetune__vit_base__img224__300ep": 86_567_656,
+    "pixmim_finetune__vit_base__img224__800ep": 86_567_656,
 }
 # MODELHUB.md of github.com/microsoft/Swin-Transformer, "model size counts only the backbone weights"
 MODEL_HUB = {"small": "49M", "base": "87M", "large": "195M", "huge": "655M", "giant": "1.06B"}
