@@ -32,7 +32,7 @@ _C.DATA.IMG_SIZE = 224                  # pixels: one number, or [height, width]
 _C.DATA.INTERPOLATION = "bicubic"       # resizing in fine-tuning and evaluation: bicubic | bilinear | lanczos | nearest
 _C.DATA.PIN_MEMORY = True               # page-locked batches for faster copies to a GPU
 _C.DATA.NUM_WORKERS = 8                 # loader processes per training process
-_C.DATA.MASK_TYPE = "random"            # + how hidden patches are chosen; data/masks.py lists them
+_C.DATA.MASK_TYPE = "random"            # + random (SimMIM, MAE) | blockwise (LSMAE: units may be cut)
 _C.DATA.MASK_PATCH_SIZE = 32            # pixels: side of the square unit that is hidden or visible as a whole
 _C.DATA.MASK_RATIO = 0.6                # share of hidden units, 0 to 1
 _C.DATA.MASK_ROUND = "up"               # + to whole units: up (SimMIM) | down | visible_down (what stays visible, MAE)
@@ -209,6 +209,7 @@ _NUMBER_OR_PAIR = {"DATA.IMG_SIZE"}
 _PAIRS = {"DATA.IMG_SIZE": 0, "DATA.CROP_SCALE": 0.0, "AUG.CUTMIX_MINMAX": 0.0, "AUG.CROP_SCALE": 0.0,  # of what kind
           "TRAIN.OPTIMIZER.BETAS": 0.0}
 _FLOAT_LISTS = {"DATA.MEAN", "DATA.STD"}  # empty by default, so the default does not tell the type
+_WHOLE_UNITS = {"random"}  # mask types whose units must divide the image
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _CHOICES = {
     "DATA.INTERPOLATION": INTERPOLATIONS,
@@ -540,12 +541,13 @@ def check_pretraining(config):
     unit = config.DATA.MASK_PATCH_SIZE
     height, width = image_size(config)
     patch = encoder_config(config).PATCH_SIZE
-    units = [u for u in range(patch, min(height, width) + 1, patch) if height % u == 0 and width % u == 0]
+    whole = config.DATA.MASK_TYPE in _WHOLE_UNITS
+    units = [u for u in range(patch, min(height, width) + 1, patch) if not whole or (height % u == 0 and width % u == 0)]
     fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use another DATA.IMG_SIZE"
     if unit % patch:
         raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} is not a multiple of MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE="
                          f"{patch}: a patch is hidden or visible as a whole. {fix}.")
-    if height % unit or width % unit:
+    if whole and (height % unit or width % unit):
         raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
                          f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
 

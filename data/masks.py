@@ -52,4 +52,48 @@ class MaskGenerator:
         return mask.reshape(self.units).repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
 
-MASKS = {"random": MaskGenerator}
+class BlockwiseMaskGenerator:
+    """Hide random square blocks of patches, a block in part where the number of hidden patches asks for it.
+
+    Unlike units, blocks need not divide the image: those at the lower and right border may lie partly outside.
+
+    Args:
+        input_size: image side in pixels, or (height, width); whole patches.
+        mask_patch_size: side of a block in pixels.
+        model_patch_size: side of the encoder's patch in pixels; divides the block.
+        mask_ratio: share of hidden patches, 0 to 1.
+        rounding: how it becomes a number of patches, see num_hidden.
+    Raises: ValueError where patches do not divide image or block.
+    Source: LSMAE (arXiv 2210.07224), section 3; the order within a block is that of the official code.
+    """
+
+    def __init__(self, input_size=448, mask_patch_size=32, model_patch_size=16, mask_ratio=0.75, rounding="visible_down"):
+        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+        if height % model_patch_size or width % model_patch_size or mask_patch_size % model_patch_size:
+            raise ValueError(f"a mask needs whole patches: model_patch_size={model_patch_size} must divide the image "
+                             f"{height}x{width} and mask_patch_size={mask_patch_size}.")
+        if not 0 <= mask_ratio <= 1:
+            raise ValueError(f"mask_ratio={mask_ratio} must lie between 0 and 1.")
+        self.grid = (height // model_patch_size, width // model_patch_size)
+        side = mask_patch_size // model_patch_size
+        rows, cols = np.divmod(np.arange(self.grid[0] * self.grid[1]), self.grid[1])
+        blocks = tuple(-(-cells // side) for cells in self.grid)
+        self.num_blocks = blocks[0] * blocks[1]
+        self.block = rows // side * blocks[1] + cols // side      # of each patch
+        self.rank = cols % side * side + rows % side              # within its block, column by column
+        self.num_hidden = num_hidden(len(rows), mask_ratio, rounding)
+
+    def order(self, permutation):
+        """All patches in the order of their blocks: (num_blocks,) block numbers -> (rows * cols,) row-major positions."""
+        return np.lexsort((self.rank, np.argsort(permutation)[self.block]))
+
+    def __call__(self, rng=None):
+        """Draw a mask: as MaskGenerator; what comes first in `order` stays visible."""
+        order = self.order((rng or np.random).permutation(self.num_blocks))
+        mask = np.zeros(len(order), dtype=np.int64)
+        mask[order[len(order) - self.num_hidden:]] = 1
+        return mask.reshape(self.grid)
+
+
+# DATA.MASK_TYPE; config.py refuses early the sizes that some of them can't take
+MASKS = {"blockwise": BlockwiseMaskGenerator, "random": MaskGenerator}
