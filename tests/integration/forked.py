@@ -25,6 +25,7 @@ def main():
     import torch.utils.tensorboard  # noqa: F401
 
     import main_finetune  # noqa: F401
+    import main_linprobe  # noqa: F401
     import main_simmim  # noqa: F401
     sys.modules["apex"] = None  # as if it were not installed, whatever this machine has
     gc.freeze()  # the children need not walk through all of this

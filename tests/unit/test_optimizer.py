@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from optimizer import OPTIMIZERS, build_optimizer, finetune_groups, pretrain_groups
+from optimizer import LARS, OPTIMIZERS, build_optimizer, finetune_groups, pretrain_groups
 
 from .helpers import TINY, tiny_config, tiny_model
 
@@ -40,7 +40,7 @@ def test_unknown_optimizer_lists_the_valid_ones():
     config.TRAIN.OPTIMIZER.NAME = "adam"
     with pytest.raises(ValueError, match=r"TRAIN\.OPTIMIZER\.NAME='adam'.*valid: adamw, fused_adam, fused_lamb, lars, sgd"):
         build_optimizer(config, tiny_model("vit"))
-    assert set(OPTIMIZERS) == {"adamw", "sgd", "fused_adam", "fused_lamb"}
+    assert set(OPTIMIZERS) == {"adamw", "sgd", "lars", "fused_adam", "fused_lamb"}
 
 
 def test_layer_decay_of_a_swin_of_depths_2_2():
@@ -132,3 +132,14 @@ def test_group_that_would_be_empty_is_left_out():
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.ndim == 1)
     assert [group["decays"] for group in pretrain_groups(model)] == [False]
+
+
+def test_lars_skips_a_step_when_told_so_on_the_device():
+    model = torch.nn.Linear(3, 2)
+    before, optimizer = [p.detach().clone() for p in model.parameters()], LARS(model.parameters(), lr=1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert all(torch.equal(state["mu"], torch.zeros_like(state["mu"])) for state in optimizer.state.values())
