@@ -114,6 +114,15 @@ def test_picture_is_resized_and_padded_as_recorded(case):
         assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
 
 
+def test_long_side_is_rounded_down_in_portraits_too():
+    """Of the recorded portrait it is whole, so this is the landscape on its side: 32 x 91 / 60 = 48.5."""
+    picture = picture_of("landscape").transpose(Image.Transpose.TRANSPOSE)
+    cover, *_ = simple_resized_crop((CROPS["landscape"]["size"],) * 2).transforms
+    expected = PICTURES["landscape/resized_hwc"].numpy().swapaxes(0, 1)
+    assert np.asarray(cover(picture)).shape == expected.shape
+    assert np.abs(np.asarray(cover(picture)).astype(int) - expected).max() <= 2  # sides are resized in the other order
+
+
 @pytest.mark.parametrize("case, number", [(case, i) for case in CROPS for i, *_ in drawn(case)])
 def test_crop_at_the_recorded_place_matches(case, number, draw):
     _, top, left, flip = drawn(case)[number]
