@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from config import load_config
+from models.build import METHODS
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "configs/demo/simmim_{}__swin_nano__img64.yaml"
 
@@ -29,3 +32,18 @@ def test_demo_runs_every_step_and_evaluates_to_the_same_figure(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n=== ") == 5 and "the same" in result.stdout
     assert (tmp_path / "runs/simmim_pretrain/swin_nano/reconstructions/epoch_0000.png").is_file()
+
+
+def test_comparison_has_a_row_for_each_method_that_there_is(tmp_path):
+    """With every demo recipe; a method without one would be missing from the table."""
+    out = tmp_path / "table.json"
+    result = run_tool("tools/compare.py", "--output", tmp_path / "runs", "--json", out, "--opts", "DATA.DATA_PATH",
+                      tmp_path / "data", "DATA.DEMO_TRAIN_PER_CLASS", 4, "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8,
+                      "DATA.NUM_WORKERS", 0, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "VIS_FREQ", 0)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())
+    recipes = sorted((ROOT / "configs" / "demo").glob("*_pretrain__*.yaml"))
+    assert [row["recipe"] for row in rows] == [path.stem for path in recipes]
+    assert {load_config(path).MODEL.METHOD for path in recipes} == set(METHODS)
+    assert all(0 <= row[column] <= 100 for row in rows for column in ("linear", "kNN", "fine-tuned"))
+    assert all(row["loss"] > 0 and row["minutes"] > 0 and row["recipe"] in result.stdout for row in rows)
