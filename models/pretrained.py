@@ -14,8 +14,9 @@ from utils.sharding import assign
 log = logging.getLogger("simmim.pretrained")
 
 # what may differ between two tasks or two settings of one encoder; anything else means another encoder
-OPTIONAL = ("mask_token", "head.", "norm.", "fc_norm.", "absolute_pos_embed", "pos_embed", "rel_pos_bias.", "decoder.")
-FIRST_KERNEL = "patch_embed.proj.weight"
+OPTIONAL = ("mask_token", "head.", "norm.", "fc_norm.", "absolute_pos_embed", "pos_embed", "rel_pos_bias.", "decoder.",
+            "stage1_output_decode.", "stage2_output_decode.")
+FIRST_KERNELS = ("patch_embed.proj.weight", "patch_embed1.proj.weight")
 
 
 # ---- sources ------------------------------------------------------------------------------------------------------
@@ -164,11 +165,12 @@ def _load_encoder(encoder, weights, report):
     own = _own(encoder)
     weights, resized = encoder.resize_state_dict(weights)
     misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
-    if FIRST_KERNEL in misfits and _differs_in_channels_alone(weights[FIRST_KERNEL], own[FIRST_KERNEL]):
-        kernel, channels = weights[FIRST_KERNEL], own[FIRST_KERNEL].shape[1]
-        weights = {**weights, FIRST_KERNEL: adapt_channels(kernel, channels)}
-        misfits.remove(FIRST_KERNEL)
-        resized = [FIRST_KERNEL, *resized]
+    first = next((name for name in FIRST_KERNELS if name in misfits), None)
+    if first and _differs_in_channels_alone(weights[first], own[first]):
+        kernel, channels = weights[first], own[first].shape[1]
+        weights = {**weights, first: adapt_channels(kernel, channels)}
+        misfits.remove(first)
+        resized = [first, *resized]
         report.notes.append(f"first convolution adapted from {kernel.shape[1]} to {channels} channels")
     matched = [name for name in weights if name in own and name not in misfits]
     missing = [name for name in own if name not in matched]
@@ -256,9 +258,11 @@ def _advice(weights, own):
 
 def _settings(weights):
     """Settings of an encoder that the shapes of its weights tell, {name in the config: value}."""
-    found = {}
-    if FIRST_KERNEL in weights:
-        found = {"PATCH_SIZE": weights[FIRST_KERNEL].shape[-1], "EMBED_DIM": weights[FIRST_KERNEL].shape[0]}
+    if encoder_type(weights) == "convmae":
+        return _convmae_settings(weights)
+    found, first = {}, "patch_embed.proj.weight"
+    if first in weights:
+        found = {"PATCH_SIZE": weights[first].shape[-1], "EMBED_DIM": weights[first].shape[0]}
     depths = {}  # {"layers.1.": blocks}; a ViT has one stage, ""
     for match in filter(None, (re.match(r"(layers\.\d+\.|)blocks\.(\d+)\.", name) for name in weights)):
         depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
@@ -269,6 +273,13 @@ def _settings(weights):
     elif depths:
         found["DEPTHS"], found["NUM_HEADS"] = list(depths.values()), heads
     return found
+
+
+def _convmae_settings(weights):
+    kernels = [weights[name] for stage in (1, 2, 3) if (name := f"patch_embed{stage}.proj.weight") in weights]
+    blocks = {match[0] for match in (re.match(r"blocks\d\.\d+\.", name) for name in weights) if match}
+    return {"PATCH_SIZE": 4 * kernels[0].shape[-1] if kernels else None, "EMBED_DIM": [len(kernel) for kernel in kernels],
+            "DEPTHS": [sum(block.startswith(f"blocks{stage}.") for block in blocks) for stage in (1, 2, 3)]}
 
 
 def _num_heads(weights, stage):

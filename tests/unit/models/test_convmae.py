@@ -1,10 +1,13 @@
 """What is particular to ConvMAE: masked convolutions, fused stages, any grid, layer ids, refusals."""
+import re
+
 import pytest
 import torch
 
 from config import load_config
 from models import build_model
 from models.convmae import ConvBlock, ConvViT, PointwiseConv
+from models.pretrained import load_pretrained
 
 from ..helpers import opts_of, perturb, random_images
 
@@ -121,6 +124,33 @@ def test_position_table_of_a_square_checkpoint_moves_to_a_wide_model():
     wide.load_state_dict(state)
     images = random_images(2, 3, 64, 96)
     torch.testing.assert_close(wide(images), square(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["ours", "official"])
+def test_pretraining_checkpoint_starts_a_classifier_of_other_size_and_channels(layout, tmp_path):
+    """Of the pre-training, what is fused and normalised last has no place there; official files have no prefixes."""
+    source = tiny()
+    state = source.state_dict()
+    if layout == "official":
+        state = {name.removeprefix("encoder.").replace("decoder.mask", "mask").replace("decoder.", "decoder_"): value
+                 for name, value in state.items()}
+    torch.save({"model": state}, tmp_path / "pretrained.pth")
+    model = tiny({"DATA.IMG_SIZE": [64, 128], "MODEL.CONVMAE.IN_CHANS": 1}, is_pretrain=False)
+    report = load_pretrained(model, tmp_path / "pretrained.pth")
+    assert set(report.missing) == {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
+    assert set(report.resized) == {"pos_embed", "patch_embed1.proj.weight"}
+    assert {name.partition(".")[0] for name in report.unexpected} == {"norm", "stage1_output_decode", "stage2_output_decode"}
+    assert torch.equal(model.blocks1[0].attn.weight, source.encoder.blocks1[0].attn.weight)
+
+
+@pytest.mark.parametrize(("key", "value", "there", "here"), [
+    ("EMBED_DIM", [4, 8, 32], "[4, 8, 16]", "[4, 8, 32]"), ("DEPTHS", [1, 2, 2], "[1, 2, 3]", "[1, 2, 2]"),
+    ("PATCH_SIZE", 8, 16, 8)])
+def test_checkpoint_of_another_convmae_is_refused_with_what_differs(key, value, there, here, tmp_path):
+    torch.save({"model": tiny().state_dict()}, tmp_path / "pretrained.pth")
+    model = tiny({f"MODEL.CONVMAE.{key}": value}, is_pretrain=False)
+    with pytest.raises(ValueError, match=re.escape(f"MODEL.CONVMAE.{key} is {there} in the file and {here} here")):
+        load_pretrained(model, tmp_path / "pretrained.pth")
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------
