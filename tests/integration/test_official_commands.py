@@ -11,6 +11,8 @@ SMALL = {"TRAIN.EPOCHS": 1, "DATA.NUM_WORKERS": 0, "PRINT_FREQ": 1, "VIS_IMAGES"
 SMALL_SWIN = {**SMALL, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": "[1,1]", "MODEL.SWIN.NUM_HEADS": "[1,2]"}
 SMALL_VIT = {**SMALL, "MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 2, "MODEL.VIT.NUM_HEADS": 2, "DATA.IMG_SIZE": 64}
 SMALL_MAE = {**SMALL_VIT, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2}
+SMALL_CONVMAE = {**SMALL, "MODEL.CONVMAE.EMBED_DIM": "[4,8,16]", "MODEL.CONVMAE.DEPTHS": "[1,1,2]",
+                 "MODEL.CONVMAE.NUM_HEADS": 2, "DATA.IMG_SIZE": 64}
 SMALL_SWINV2 = {**SMALL, "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": "[1,1]", "MODEL.SWINV2.NUM_HEADS": "[1,2]"}
 V2_PRETRAIN = {**SMALL_SWINV2, "DATA.IMG_SIZE": 96}
 V2_FINETUNE = {**SMALL_SWINV2, "DATA.IMG_SIZE": 112, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": "[12,12]"}
@@ -32,6 +34,10 @@ PRETRAIN = {
     "mae/mae_pretrain__vit_huge__img224__1600ep": {**SMALL_MAE, "DATA.IMG_SIZE": 56},
     "pixmim/pixmim_pretrain__vit_base__img224__300ep": SMALL_MAE,
     "pixmim/pixmim_pretrain__vit_base__img224__800ep": SMALL_MAE,
+    "convmae/mae_pretrain__convmae_base__img224__1600ep": {
+        **SMALL_CONVMAE, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2},
+    "lsmae/lsmae_pretrain__vit_base__img448__800ep": {**SMALL_MAE, "DATA.IMG_SIZE": 80},  # blocks of 2x2 patches, cut
+    "lsmae/lsmae_pretrain__vit_large__img448__800ep": SMALL_MAE,
 }
 FINETUNE = {
     "swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 48},
@@ -52,6 +58,9 @@ FINETUNE = {
     "mae/mae_finetune__vit_huge__img448": {**SMALL_VIT, "DATA.IMG_SIZE": 84},
     "pixmim/pixmim_finetune__vit_base__img224__300ep": SMALL_VIT,
     "pixmim/pixmim_finetune__vit_base__img224__800ep": SMALL_VIT,
+    "convmae/mae_finetune__convmae_base__img224__1600ep": SMALL_CONVMAE,
+    "lsmae/lsmae_finetune__vit_base__img224__800ep": {**SMALL_VIT, "DATA.IMG_SIZE": 48},
+    "lsmae/lsmae_finetune__vit_base__img448__800ep": {**SMALL_VIT, "DATA.IMG_SIZE": 80},
 }
 RELEASED = "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep"
 PRETRAINED = "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep"

@@ -19,6 +19,14 @@ each_recipe = pytest.mark.parametrize("name", RECIPES)
 # of the G of the paper without its extra norms: the official code in that size (tests/parity/fixtures/simmim/keys)
 G_PRETRAIN = 3_010_401_504
 G_EXTRA_NORMS = 7 * 2 * 2048  # after every 6th of the 42 blocks of the third stage
+MORE_PATCHES = 28 ** 2 - 14 ** 2
+
+
+def decoder(width, dim, tokens=1 + 28 ** 2, depth=8, values=16 * 16 * 3):
+    """Parameters of MAE's decoder: embedding, mask token, positions, blocks, norm, prediction."""
+    return (width + 1) * dim + dim + tokens * dim + depth * (12 * dim + 13) * dim + 2 * dim + (dim + 1) * values
+
+
 PARAMETERS = {
     # the official code under the official recipes (tests/parity/fixtures/simmim/keys)
     "simmim_pretrain__swin_base__img192_window6__100ep": 89_874_104,
@@ -60,6 +68,14 @@ PARAMETERS = {
     "pixmim_pretrain__vit_base__img224__800ep": 111_907_840,
     "pixmim_finetune__vit_base__img224__300ep": 86_567_656,
     "pixmim_finetune__vit_base__img224__800ep": 86_567_656,
+    # the official ConvMAE (tests/parity/fixtures/mim/convmae_keys_and_groups.json)
+    "mae_pretrain__convmae_base__img224__1600ep": 115_041_408,
+    "mae_finetune__convmae_base__img224__1600ep": 85_374_824,
+    # those of MAE, with position tables for 28 x 28 patches instead of 14 x 14, and for ViT-B a decoder of another width
+    "lsmae_pretrain__vit_base__img448__800ep": 86_567_656 - (768 + 1) * 1000 + MORE_PATCHES * 768 + decoder(768, 384),
+    "lsmae_pretrain__vit_large__img448__800ep": 329_541_888 + MORE_PATCHES * (1024 + 512),
+    "lsmae_finetune__vit_base__img224__800ep": 86_567_656,
+    "lsmae_finetune__vit_base__img448__800ep": 86_567_656 + MORE_PATCHES * 768,
 }
 # MODELHUB.md of github.com/microsoft/Swin-Transformer, "model size counts only the backbone weights"
 MODEL_HUB = {"small": "49M", "base": "87M", "large": "195M", "huge": "655M", "giant": "1.06B"}
@@ -126,6 +142,9 @@ def shapes_of(config):
     grid = tuple(side // encoder.PATCH_SIZE for side in image_size(config))
     if kind == "vit":
         return [(kind, encoder.EMBED_DIM, encoder.NUM_HEADS, grid, encoder.USE_RPB, encoder.USE_SHARED_RPB)]
+    if kind == "convmae":
+        return [(kind, dim, stage, tuple(side * 4 // 2 ** stage for side in grid))
+                for stage, dim in enumerate(encoder.EMBED_DIM)]
     cells = [tuple(side // 2 ** stage for side in grid) for stage in range(len(encoder.DEPTHS))]
     return [(kind, encoder.EMBED_DIM * 2 ** stage, heads, side, min(encoder.WINDOW_SIZE, *side))
             for stage, (heads, side) in enumerate(zip(encoder.NUM_HEADS, cells, strict=True))]
@@ -145,7 +164,9 @@ def block_of(name, stage):
     model, config = model_of(name)
     encoder = model.encoder if "pretrain" in name else model
     path = f"blocks.{config.MODEL.VIT.DEPTH - 1}"
-    if hasattr(encoder, "layers"):
+    if config.MODEL.TYPE == "convmae":
+        path = f"blocks{stage + 1}.{config.MODEL.CONVMAE.DEPTHS[stage] - 1}"
+    elif hasattr(encoder, "layers"):
         path = f"layers.{stage}.blocks.{encoder.depths[stage] - 1}"
     block = encoder.get_submodule(path)
     block.init_module = lambda own, module: encoder.init_module(f"{path}.{own}".rstrip("."), module)
@@ -160,6 +181,10 @@ def block_of(name, stage):
 def inputs_of(shape):
     """Arguments of a block for one image."""
     kind, dim, heads, grid, *_ = shape
+    if kind == "convmae":
+        if shape[2] == 2:  # attends, to tokens
+            return [torch.randn(1, grid[0] * grid[1], dim)]
+        return [torch.randn(1, *grid, dim), torch.rand(1, *grid) < 0.75]
     if kind != "vit":
         return [torch.randn(1, *grid, dim)]
     tokens = 1 + grid[0] * grid[1]
@@ -171,7 +196,7 @@ def inputs_of(shape):
 def test_full_size_block_learns_from_an_image(name, stage):
     """In shifted windows where there is more than one. Every parameter has a gradient, finite and not zero everywhere."""
     block, shape = block_of(name, stage)
-    if shape[0] != "vit":
+    if shape[0].startswith("swin"):
         assert (block.grid, block.window) == (shape[3], (shape[4],) * 2)
     x, *others = inputs_of(shape)
     x.requires_grad_()
