@@ -585,8 +585,8 @@ def check_probing(config):
 
 def _check_probe(probe):
     if probe.LAYER != "last" and type(_parse(probe.LAYER)) is not int:
-        raise ValueError(f"PROBE.LAYER={probe.LAYER!r} (--layer) must be the number of a block, from 1 or, from the end, -1; or "
-                         f"last.")
+        raise ValueError(f"PROBE.LAYER={probe.LAYER!r} (--layer) must be the number of a block, from 1 or, from the end, -1; "
+                         f"or last.")
     if not probe.KNN_K or min(probe.KNN_K) < 1:
         raise ValueError(f"PROBE.KNN_K={probe.KNN_K} must be numbers of neighbours, at least 1, e.g. [10, 20, 100].")
 

@@ -34,6 +34,7 @@ import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from config import encoder_config, image_size, images_per_step, load_config, scaled_config  # noqa: E402
+from data.loader import build_mask_generator  # noqa: E402
 from models import build_model  # noqa: E402
 from utils.cli import run  # noqa: E402
 from utils.costs import (  # noqa: E402
@@ -149,6 +150,9 @@ def training_loss(config, model, is_pretrain):
     """Function of nothing: the loss of a batch, as the mains compute it."""
     batch, (height, width) = config.DATA.BATCH_SIZE, image_size(config)
     block, dtype = encoder_config(config), format_of(config)
+    if hasattr(model, "num_visible"):  # it looks into the mask, which has no content here
+        visible = int((build_mask_generator(config)() == 0).sum())
+        model.num_visible = lambda mask: visible
 
     def compute():
         images = torch.empty(batch, block.IN_CHANS, height, width)

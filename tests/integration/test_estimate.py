@@ -110,6 +110,18 @@ def test_swin_base_has_the_published_parameters_and_operations():
     assert numbers["head_parameters"] == 1024 * 1000 + 1000
 
 
+def test_mae_encodes_a_quarter_of_the_patches():
+    """Its mask is known by its number of hidden patches only: 49 and a class token of 196 + 1 go through the encoder."""
+    name = "configs/mae/mae_pretrain__vit_base__img224__1600ep.yaml"
+    numbers = numbers_of("--cfg", name, "--opts", "DATA.BATCH_SIZE", 1)
+    assert numbers["parameters"] == 111_907_840
+    tokens, width, depth = 50, 768, 12
+    encoder = depth * (12 * tokens * width ** 2 + 2 * tokens ** 2 * width) + 196 * 768 * 768
+    tokens, width, depth = 197, 512, 8
+    decoder = depth * (12 * tokens * width ** 2 + 2 * tokens ** 2 * width) + 50 * 768 * 512 + 197 * 512 * 768
+    assert numbers["forward_multiply_adds"] == pytest.approx(encoder + decoder, rel=0.001)
+
+
 def test_schedule_follows_from_throughput():
     numbers = numbers_of("--cfg", DEMO, "--gpus", 2, 16, "--throughput", 500, "--opts", "DATA.BATCH_SIZE", 64,
                          "TRAIN.EPOCHS", 10, "TRAIN.ACCUMULATION_STEPS", 4, "TRAIN.BASE_LR", 1e-3, "AMP_OPT_LEVEL", "O0")
