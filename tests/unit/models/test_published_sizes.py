@@ -11,6 +11,7 @@ import torch
 from config import encoder_config, image_size, load_config
 from models import build_model
 from models.build import materialize
+from models.probe import build_probe
 
 REPOSITORY = Path(__file__).parents[3]
 RECIPES = {path.stem: path for path in sorted(REPOSITORY.glob("configs/*/*.yaml")) if path.parent.name != "demo"}
@@ -68,6 +69,15 @@ PARAMETERS = {
     "pixmim_pretrain__vit_base__img224__800ep": 111_907_840,
     "pixmim_finetune__vit_base__img224__300ep": 86_567_656,
     "pixmim_finetune__vit_base__img224__800ep": 86_567_656,
+    # with a linear head of 1000 classes instead of a decoder
+    "mae_linprobe__vit_base__img224__1600ep": 86_567_656,
+    "mae_linprobe__vit_large__img224__1600ep": 304_326_632,
+    "mae_linprobe__vit_huge__img224__1600ep": 632_045_800,
+    "pixmim_linprobe__vit_base__img224__300ep": 86_567_656,
+    "pixmim_linprobe__vit_base__img224__800ep": 86_567_656,
+    # ConvMAE keeps what adds up its stages in pre-training: convolutions of 4 x 4 and 2 x 2 cells
+    "mae_linprobe__convmae_base__img224__1600ep": 85_374_824 + (256 * 16 + 1) * 768 + (384 * 4 + 1) * 768,
+    "simmim_linprobe__vit_base__img224__800ep": 86_256_720 - (768 + 1) * 768 - 768 + (768 + 1) * 1000,
     # the official ConvMAE (tests/parity/fixtures/mim/convmae_keys_and_groups.json)
     "mae_pretrain__convmae_base__img224__1600ep": 115_041_408,
     "mae_finetune__convmae_base__img224__1600ep": 85_374_824,
@@ -77,6 +87,7 @@ PARAMETERS = {
     "lsmae_finetune__vit_base__img224__800ep": 86_567_656,
     "lsmae_finetune__vit_base__img448__800ep": 86_567_656 + MORE_PATCHES * 768,
 }
+MAINS = {"pretrain": "simmim.py", "finetune": "finetune.py", "linprobe": "linprobe.py"}
 # MODELHUB.md of github.com/microsoft/Swin-Transformer, "model size counts only the backbone weights"
 MODEL_HUB = {"small": "49M", "base": "87M", "large": "195M", "huge": "655M", "giant": "1.06B"}
 
@@ -85,6 +96,8 @@ def model_of(name):
     """The model of a recipe, without memory, and its config."""
     config = load_config(RECIPES[name])
     with torch.device("meta"):
+        if "linprobe" in name:
+            return build_probe(config, config.MODEL.NUM_CLASSES), config
         return build_model(config, is_pretrain="pretrain" in name), config
 
 
@@ -112,7 +125,7 @@ def test_recipe_starts_with_paper_expected_number_hardware_and_command(name):
     assert all(line.startswith("#") for line in header.splitlines())
     assert re.search(r"arXiv \d{4}\.\d{5}", header)
     assert "\n# Expected: " in header and "\n# Hardware: " in header
-    script = "main_simmim.py" if "pretrain" in name else "main_finetune.py"
+    script = "main_" + next(main for stage, main in MAINS.items() if stage in name)
     assert f"{script} --cfg {path.relative_to(REPOSITORY).as_posix()} " in header.partition("\n# Command:  ")[2]
 
 
@@ -154,6 +167,8 @@ def different_blocks():
     """(recipe, stage) of one block of every shape that a recipe has."""
     first = {}
     for name, path in RECIPES.items():
+        if "linprobe" in name:  # its blocks are frozen ones of another recipe
+            continue
         for stage, shape in enumerate(shapes_of(load_config(path))):
             first.setdefault(shape, (name, stage))
     return list(first.values())
