@@ -213,3 +213,33 @@ def test_images_that_are_no_whole_number_of_patches_are_refused(case):
     images = torch.zeros(1, 3, side * 4 + 1, side * 8)
     with pytest.raises(ValueError, match=re.escape(f"{side * 4 + 1}x{side * 8} pixels")):
         case.encoder(images)
+
+
+# ---- probing ------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_layers_are_pooled_in_one_pass_and_leave_no_hook(case):
+    encoder = case.encoder
+    layers = [*range(1, len(encoder.probed_blocks()) + 1), "last"]
+    features = encoder.forward_layers(case.images, layers)
+    assert all(feature.ndim == 2 and len(feature) == BATCH for feature in features)
+    assert features[-1].shape[1] == encoder.num_features
+    assert torch.equal(features[-1], encoder.forward_last(case.images))
+    assert not any(block._forward_hooks for block in encoder.probed_blocks())
+    for layer, feature in zip(layers, features, strict=True):
+        assert torch.equal(encoder.forward_layers(case.images, [layer])[0], feature)
+
+
+@torch.no_grad()
+def test_output_of_a_block_is_pooled_over_all_places(case):
+    """A block that gives ones at one token or cell has a pooled feature of one over their number."""
+    encoder, widths = case.encoder, []
+    for block in encoder.probed_blocks():
+        handle = block.register_forward_hook(lambda module, args, output: widths.append(output.shape) or output)
+        encoder.forward_last(case.images)
+        handle.remove()
+        shape = widths.pop()
+        output = torch.zeros(shape)
+        (output[:, -1] if output.ndim == 3 else output[:, -1, -1]).fill_(1)
+        places = shape[1] - encoder.num_prefix_tokens if len(shape) == 3 else shape[1] * shape[2]
+        assert torch.allclose(encoder.pool(output, "mean"), torch.full((BATCH, shape[-1]), 1 / places))

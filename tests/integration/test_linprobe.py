@@ -3,13 +3,14 @@ import shutil
 
 import pytest
 
-from .processes import opts
+from .processes import ROOT, opts
 from .recipes import CLASSES, SHORT, SWIN, VAL_IMAGES, VIT, write_recipe
 from .runs import accuracies, checkpoint, losses, records, unequal
 
 PROBE = {**SHORT, **SWIN, "MODEL.NAME": "linprobe", "TRAIN.EPOCHS": 3, "TRAIN.LR_SCALE_BATCH": 8, "TRAIN.BASE_LR": 2.0,
          "TRAIN.WARMUP_LR": 0.0, "TRAIN.MIN_LR": 0.0, "TRAIN.WEIGHT_DECAY": 0.0, "TRAIN.CLIP_GRAD": 0.0,
          "TRAIN.LR_SCHEDULER.LAG": "False", "TRAIN.OPTIMIZER.NAME": "lars"}
+PUBLISHED = sorted(path for path in (ROOT / "configs").glob("*/*linprobe*.yaml") if path.parent.name != "demo")
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +145,16 @@ def test_bad_input_is_one_line(forks, recipe, images, tmp_path, flags, message):
     result = forks.run("main_linprobe.py", "--cfg", recipe, "--data-path", images, "--output", tmp_path, *flags)
     assert result.code == 2 and len(result.error_lines) == 1 and message in result.error_lines[0]
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("name", PUBLISHED, ids=lambda path: path.stem)
+def test_published_recipe_runs_with_a_small_model(forks, images, tmp_path, name):
+    small = {"TRAIN.EPOCHS": 1, "DATA.NUM_WORKERS": 0, "DATA.BATCH_SIZE": 8, "DATA.IMG_SIZE": 56 if "huge" in name.stem else 64}
+    small |= ({"MODEL.CONVMAE.EMBED_DIM": "[8,8,16]", "MODEL.CONVMAE.DEPTHS": "[1,1,1]", "MODEL.CONVMAE.NUM_HEADS": 2}
+              if "convmae" in name.stem else {"MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 8, "MODEL.VIT.NUM_HEADS": 2})
+    result = forks.run("main_linprobe.py", "--cfg", name, "--data-path", images, "--output", tmp_path, "--random-encoder",
+                       *opts(small)).checked()
+    assert [int(count) for count, *_ in accuracies(result.out)] == [VAL_IMAGES]
 
 
 def test_head_of_another_layer_is_refused(probed, forks, recipe, images, tmp_path):
