@@ -66,7 +66,7 @@ def main():
     seed_globals(config.SEED)  # the same start on every rank
     if config.THROUGHPUT_MODE:
         return report_throughput(build_probe(config, config.MODEL.NUM_CLASSES).to(device), config, device, precision)
-    loaders = build_probe_loaders(config)
+    loaders = build_probe_loaders(config, train=config.PROBE.KNN or not config.EVAL_MODE)
     config = with_classes(config, loaders.classes)
     model = build_probe(config, len(loaders.classes))
     if config.PRETRAINED:

@@ -3,6 +3,8 @@ import hashlib
 import json
 import logging
 import os
+import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,7 @@ class FeatureCache:
 
     def __init__(self, folder, key):
         self.folder = Path(folder)
+        self.run = distributed.from_rank0(uuid.uuid4().hex[:8])  # several runs may fill one folder at a time
         self.key = {"format": FORMAT, **key}
 
     def get(self, split, loader, layers, extract, device):
@@ -85,7 +88,7 @@ class FeatureCache:
         missing = distributed.from_rank0([layer for layer in layers if distributed.rank() == 0
                                           and self._read(keys[layer], count) is None])
         if missing:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._prepare()
             log.info("%s", self._reason(keys[missing[0]], count, missing))
             self._extract(loader, {layer: keys[layer] for layer in missing}, extract, device)
         for layer in set(layers) - set(missing):
@@ -95,6 +98,13 @@ class FeatureCache:
             raise FileNotFoundError(f"rank {distributed.rank()} can't see the features that rank 0 wrote to {self.folder}: put "
                                     f"--cache (or --output) on a file system that all machines share.")
         return arrays
+
+    def _prepare(self):
+        """Make the folder; remove what runs left that were killed a day ago or earlier."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*.tmp") if distributed.rank() == 0 else ():
+            if time.time() - path.stat().st_mtime > 24 * 3600:
+                path.unlink(missing_ok=True)
 
     def _path(self, key):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
@@ -149,14 +159,14 @@ class FeatureCache:
         distributed.barrier()
 
     def _part(self, key, rank):
-        return self._path(key).with_suffix(f".rank{rank}.tmp")
+        return self._path(key).with_suffix(f".{self.run}.rank{rank}.tmp")
 
     def _join(self, key, count, rows=4096):
         """Part files, rows alone, image `i` in the part of process i % world size -> one .npy file."""
         path, world_size = self._path(key), distributed.world_size()
         names = [self._part(key, rank) for rank in range(world_size)]
         width = sum(name.stat().st_size for name in names) // (4 * count)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{self.run}.tmp")
         files = [open(name, "rb") for name in names]
         try:
             with open(temporary, "wb") as file:
@@ -169,7 +179,9 @@ class FeatureCache:
                     file.write(block.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-            path.with_suffix(".json").write_text(json.dumps(key, indent=1), encoding="utf-8")
+            described = path.with_suffix(f".{self.run}.json.tmp")
+            described.write_text(json.dumps(key, indent=1), encoding="utf-8")
+            os.replace(described, path.with_suffix(".json"))
             os.replace(temporary, path)
         finally:
             for part in files:

@@ -153,17 +153,25 @@ def _pretrain_loaders(config, train):
     return Loaders(_train_loader(config, dataset), val, pictures=held_out or plain(samples))
 
 
-def build_probe_loaders(config):
-    """Loaders of a probe; `train` augments as MAE's linear probe does and is None without PROBE.AUGMENT."""
-    samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, True)
+def build_probe_loaders(config, train=True):
+    """Loaders of a probe; `train` augments as MAE's linear probe does and is None without PROBE.AUGMENT.
+
+    Args:
+        train: False leaves out the training data (evaluation of a head).
+    """
+    samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
     mode = pil_mode(config)
+
+    def plain(samples):
+        return _eval_loader(config, ImageDataset(samples, eval_transform(config), mode, config.SEED))
+
+    if not train:
+        return Loaders(None, plain(val_samples), classes)
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
-    plain, val = (_eval_loader(config, ImageDataset(part, eval_transform(config), mode, config.SEED))
-                  for part in (samples, val_samples))
-    train = None
-    if config.PROBE.AUGMENT:
-        train = _train_loader(config, ImageDataset(samples, probe_transform(config), mode, config.SEED))
-    return Loaders(train, val, classes, plain=plain)
+    augmented = None
+    if config.PROBE.AUGMENT and not config.PROBE.KNN:
+        augmented = _train_loader(config, ImageDataset(samples, probe_transform(config), mode, config.SEED))
+    return Loaders(augmented, plain(val_samples), classes, plain=plain(samples))
 
 
 def feature_loader(config, loader, shuffled):

@@ -91,6 +91,13 @@ def test_saved_probe_evaluates_to_the_same_numbers(probed, probe, tmp_path):
         assert numbers(folder, "eval") == numbers(probed[0])[-1:]
 
 
+def test_evaluation_needs_no_training_images(probed, forks, recipe, images, tmp_path):
+    shutil.copytree(images / "val", tmp_path / "data" / "val")
+    forks.run("main_linprobe.py", "--cfg", recipe, "--data-path", tmp_path / "data", "--output", tmp_path, "--eval", "--resume",
+              probed[0] / "ckpt_epoch_2.pth").checked()
+    assert numbers(tmp_path / "linprobe" / "default", "eval") == numbers(probed[0])[-1:]
+
+
 def test_augmented_probe_trains_on_images(probe, tmp_path, encoder):
     folder, text = probe(tmp_path, "--pretrained", encoder, "--augment", settings={"TRAIN.EPOCHS": 1})
     assert "train images, layer" not in text and len(losses(folder)) == 3

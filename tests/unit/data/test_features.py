@@ -124,6 +124,16 @@ def test_nothing_is_left_when_extraction_fails(tmp_path, images):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_parts_of_a_run_that_was_killed_are_removed_a_day_later(get, tmp_path):
+    old, new = (tmp_path / "cache" / name for name in ("train__1__a.b.rank0.tmp", "train__1__c.d.rank0.tmp"))
+    old.parent.mkdir()
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    get()
+    assert new.exists() and not old.exists()
+
+
 def test_checksum_tells_values_names_and_shapes_apart():
     weights = {"a": torch.arange(6.0), "b": torch.tensor(1)}
     others = [{**weights, "a": torch.arange(6.0) + 1e-6}, {**weights, "a": torch.arange(6.0).view(2, 3)},
