@@ -128,7 +128,7 @@ def test_list_of_the_wrong_length_or_content_is_refused(key, value):
 
 @pytest.mark.parametrize(("key", "value", "valid"), [
     ("TRAIN.LR_SCHEDULER.NAME", "cosin", "cosine, linear, step, multistep"),
-    ("TRAIN.OPTIMIZER.NAME", "adam", "adamw, sgd, fused_adam, fused_lamb"),
+    ("TRAIN.OPTIMIZER.NAME", "adam", "adamw, sgd, lars, fused_adam, fused_lamb"),
     ("DATA.INTERPOLATION", "cubic", "bicubic, bilinear, lanczos, nearest"),
     ("AMP_OPT_LEVEL", "O3", "'', O0, O1, O2"),
     ("AMP_BACKEND", "torch", "native, apex"),
@@ -162,3 +162,10 @@ def test_value_out_of_range_is_refused(key, value):
                                             ("TRAIN.CLIP_GRAD", 0), ("DATA.NUM_WORKERS", 0), ("TRAIN.WARMUP_EPOCHS", 0)])
 def test_value_at_the_border_of_its_range_is_accepted(key, value):
     assert flatten(load_config(opts=[key, value]))[key] == value
+
+
+@pytest.mark.parametrize(("key", "value"), [("PROBE.LAYER", "first"), ("PROBE.LAYER", "1.5"), ("PROBE.KNN_K", []),
+                                            ("PROBE.KNN_K", [0, 10]), ("PROBE.TEMPERATURE", 0.0), ("PROBE.FEATURE", "max")])
+def test_probe_of_what_does_not_exist_is_refused(key, value):
+    with pytest.raises(ValueError, match=rf"{key}=.* (must|unknown)"):
+        load_config(opts=[key, value])
