@@ -115,8 +115,8 @@ class LowPassTarget:
     def __init__(self, target, radius, mean, std, filter="exact"):
         self.target = target
         self.radius = radius
-        self.mean = torch.tensor(mean, device="cpu").view(1, -1, 1, 1)
-        self.std = torch.tensor(std, device="cpu").view(1, -1, 1, 1)
+        self.mean = mean
+        self.std = std
         self.filter = filter
         self._constants = {}
 
@@ -140,7 +140,8 @@ class LowPassTarget:
         key = (device, tuple(size))
         if key not in self._constants:
             keep = torch.fft.ifftshift(frequency_disc(size, self.radius, self.filter == "exact"))
-            self._constants[key] = tuple(tensor.to(device) for tensor in (keep, self.mean, self.std))
+            mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+            self._constants[key] = (keep.to(device), mean, std)
         return self._constants[key]
 
 

@@ -122,6 +122,12 @@ def test_mae_encodes_a_quarter_of_the_patches():
     assert numbers["forward_multiply_adds"] == pytest.approx(encoder + decoder, rel=0.001)
 
 
+def test_low_frequency_target_is_estimated_and_costs_next_to_nothing():
+    mae, pixmim = (numbers_of("--cfg", f"configs/{name}/{name}_pretrain__vit_base__img224__800ep.yaml", "--opts",
+                              "DATA.BATCH_SIZE", 1) for name in ("mae", "pixmim"))
+    assert pixmim["training_flops"] == pytest.approx(mae["training_flops"], rel=0.001)
+
+
 def test_schedule_follows_from_throughput():
     numbers = numbers_of("--cfg", DEMO, "--gpus", 2, 16, "--throughput", 500, "--opts", "DATA.BATCH_SIZE", 64,
                          "TRAIN.EPOCHS", 10, "TRAIN.ACCUMULATION_STEPS", 4, "TRAIN.BASE_LR", 1e-3, "AMP_OPT_LEVEL", "O0")
