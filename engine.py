@@ -20,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from config import encoder_config, image_size, images_per_step, run_folder, save_config
-from logger import MetricWriter, json_line, log_to_file
+from logger import MetricWriter, create_logger, json_line, log_to_file
 from models import build_model
 from models.build import build_sharded
 from resume import save_best, save_epoch
 from utils import distributed
 from utils.checkpoint import remove_unfinished
 from utils.meters import Meter, peak_memory_mb
+from utils.precision import build_precision
 from utils.seeding import STEP, seed_globals
 from utils.sharding import is_sharded, whole
 
@@ -122,6 +123,18 @@ class Job:
     best_epoch: int = -1
     started_from: str = ""
     fixed: tuple = ()
+
+
+def start(config):
+    """Join the other processes, begin to log, seed: what every main does first.
+
+    Returns: (torch.device, precision).
+    """
+    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
+    create_logger(distributed.rank())
+    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
+    seed_globals(config.SEED)  # the same start on every rank
+    return device, precision
 
 
 def build_for_training(config, is_pretrain, device, precision):

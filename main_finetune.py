@@ -22,8 +22,8 @@ from engine import (
     parallel,
     record_evaluation,
     report_throughput,
+    start,
 )
-from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
 from models.pretrained import load_pretrained
@@ -32,8 +32,6 @@ from resume import resume
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
-from utils.precision import build_precision
-from utils.seeding import seed_globals
 
 log = logging.getLogger("simmim.main")
 
@@ -42,10 +40,7 @@ def main():
     config = load_config(*parse_arguments(__doc__))
     if config.EVAL_MODE and not config.MODEL.RESUME and not config.PRETRAINED:
         raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")
-    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
-    create_logger(distributed.rank())
-    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
-    seed_globals(config.SEED)  # the same start on every rank
+    device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_model(config, is_pretrain=False).to(device), config, device, precision)
     loaders = build_loader(config, is_pretrain=False, train=not config.EVAL_MODE)

@@ -27,8 +27,8 @@ from engine import (
     parallel,
     record_evaluation,
     report_throughput,
+    start,
 )
-from logger import create_logger
 from lr_scheduler import build_scheduler
 from models.pretrained import load_pretrained
 from models.probe import build_probe
@@ -38,8 +38,6 @@ from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
 from utils.knn import count_correct
-from utils.precision import build_precision
-from utils.seeding import seed_globals
 
 log = logging.getLogger("simmim.main")
 
@@ -60,10 +58,7 @@ FIXED = ("PROBE.LAYER", "PROBE.SWEEP", "PROBE.FEATURE")  # a head is worth nothi
 def main():
     config = load_config(*parse_arguments(__doc__, flags=FLAGS, switches=SWITCHES))
     check_probing(config)
-    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
-    create_logger(distributed.rank())
-    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
-    seed_globals(config.SEED)  # the same start on every rank
+    device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_probe(config, config.MODEL.NUM_CLASSES).to(device), config, device, precision)
     loaders = build_probe_loaders(config, train=config.PROBE.KNN or not config.EVAL_MODE)

@@ -21,8 +21,8 @@ from engine import (
     parallel,
     record_evaluation,
     report_throughput,
+    start,
 )
-from logger import create_logger
 from lr_scheduler import build_scheduler
 from models import build_model
 from models.layers import lift_mask
@@ -33,8 +33,6 @@ from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
 from utils.pictures import reconstruction_grid
-from utils.precision import build_precision
-from utils.seeding import seed_globals
 from utils.sharding import gathered
 
 log = logging.getLogger("simmim.main")
@@ -43,10 +41,7 @@ log = logging.getLogger("simmim.main")
 def main():
     config = load_config(*parse_arguments(__doc__))
     check_pretraining(config)
-    device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
-    create_logger(distributed.rank())
-    precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
-    seed_globals(config.SEED)  # the same start on every rank
+    device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_model(config, is_pretrain=True).to(device), config, device, precision)
     if config.EVAL_MODE:
