@@ -41,7 +41,7 @@ def build_model(config, is_pretrain=True):
             check_pretraining(config)
         else:
             model = build_encoder(config, config.MODEL.NUM_CLASSES)
-    return model if torch.get_default_device().type == "meta" else materialize(model)
+    return model if _default_device().type == "meta" else materialize(model)
 
 
 def build_sharded(config, is_pretrain, device, dtype):
@@ -66,6 +66,11 @@ def build_sharded(config, is_pretrain, device, dtype):
     return materialize(model, finished)
 
 
+def _default_device():
+    """Where new tensors go; torch 2.6's get_default_device does not see `with torch.device(...)`."""
+    return torch.empty(0).device
+
+
 def materialize(model, finished=None):
     """Give a model from the meta device memory and initial weights, one module at a time.
 
@@ -80,7 +85,7 @@ def materialize(model, finished=None):
     def fill(name, module):
         for own, parameter in module.named_parameters(recurse=False):
             # NaN, so that a parameter that init_module forgets can't go unnoticed
-            memory = torch.full_like(parameter, float("nan"), device=torch.get_default_device())
+            memory = torch.full_like(parameter, float("nan"), device=_default_device())
             module.register_parameter(own, nn.Parameter(memory, requires_grad=parameter.requires_grad))
         model.init_module(name, module)
         for own, child in module.named_children():
