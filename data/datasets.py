@@ -61,17 +61,28 @@ class MaskedImageDataset(ImageDataset):
         return self.image(epoch, index), torch.from_numpy(mask).bool()
 
 
-def read_image(path, mode="RGB"):
-    """A file as a PIL image. Raises ValueError that names the file if it can't be decoded."""
+def read_image(source, mode="RGB", name=None):
+    """A file as a PIL image. Raises ValueError that names the file if it can't be decoded.
+
+    Args:
+        source: path, or a binary file object.
+        mode: PIL mode.
+        name: what the error calls it; None = the path.
+    """
     try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith("I"):  # 16 bits (or 32, with values of 8 or 16): converting alone would cut at 255
-                values = np.asarray(picture, dtype=np.float32)
-                scale = 257 if picture.mode != "I" or values.max() > 255 else 1
-                picture = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
-            return picture.convert(mode)
+        with Image.open(source) as picture:
+            return in_mode(picture, mode)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as an image ({error}). Repair or remove the file.") from error
+        raise ValueError(f"{name or source} can't be read as an image ({error}). Repair or remove the file.") from error
+
+
+def in_mode(picture, mode):
+    """A PIL image in another mode; of 16 bits (or 32, with values of 8 or 16) scaled, as converting alone would cut at 255."""
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture, dtype=np.float32)
+        scale = 257 if picture.mode != "I" or values.max() > 255 else 1
+        picture = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
+    return picture.convert(mode)
 
 
 def image_files(root, flag=DATA_FLAG):

@@ -7,7 +7,7 @@ import torch
 from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from config import check_finetuning, encoder_config, image_size, mixing_is_on, with_values
+from config import check_finetuning, mixing_is_on, with_values
 from data.datasets import (
     DATA_FLAG,
     VAL_FLAG,
@@ -22,7 +22,7 @@ from data.datasets import (
 )
 from data.demo import demo_data
 from data.features import FeatureLoader
-from data.masks import MASKS
+from data.masks import build_mask_generator
 from data.transforms import (
     eval_transform,
     finetune_transform,
@@ -114,13 +114,6 @@ def build_loader(config, is_pretrain, train=True):
     Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
     """
     return (_pretrain_loaders if is_pretrain else _finetune_loaders)(config, train)
-
-
-def build_mask_generator(config):
-    """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
-    mask = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE")
-    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO,
-                config.DATA.MASK_ROUND)
 
 
 def build_mixup(config, num_classes):

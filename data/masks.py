@@ -1,6 +1,9 @@
 """Which patches of an image are hidden."""
 import numpy as np
 
+from config import encoder_config, image_size
+from utils.registry import pick
+
 
 def num_hidden(num_units, ratio, rounding):
     """How many of `num_units` a ratio hides; in floating point, as the official codes do.
@@ -97,3 +100,10 @@ class BlockwiseMaskGenerator:
 
 # DATA.MASK_TYPE; config.py refuses early the sizes that some of them can't take
 MASKS = {"blockwise": BlockwiseMaskGenerator, "random": MaskGenerator}
+
+
+def build_mask_generator(config):
+    """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
+    mask = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE")
+    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO,
+                config.DATA.MASK_ROUND)

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from PIL import ImageOps
-from timm.data import create_transform
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
@@ -81,6 +80,8 @@ def finetune_transform(config):
 
 
 def _timm_transform(config, policy, mean, std):
+    from timm.data import create_transform  # slow to import, and evaluation does not need it
+
     size, aug = image_size(config), config.AUG
     return create_transform(
         input_size=size, is_training=True, scale=tuple(aug.CROP_SCALE), color_jitter=aug.COLOR_JITTER or None,

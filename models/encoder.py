@@ -54,6 +54,10 @@ class Encoder(nn.Module):
         """(B, in_chans, H, W) -> (B, num_features), the feature the head sees."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_pooled")
 
+    def forward_tokens(self, images):
+        """(B, in_chans, H, W) -> (B, num_prefix_tokens + h * w, num_features): the map row by row, a class token before it."""
+        return self.forward_map(images).flatten(2).transpose(1, 2)
+
     def forward_layers(self, images, layers, feature="mean"):
         """Pooled features of several depths in one pass, for probing.
 

@@ -262,6 +262,9 @@ class VisionTransformer(Encoder):
         x, grid = self._tokens(images, mask)
         return x[:, 1:].transpose(1, 2).unflatten(2, grid)
 
+    def forward_tokens(self, images):
+        return self._tokens(images)[0]
+
     def forward_pooled(self, images):
         x, _ = self._tokens(images)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))

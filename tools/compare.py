@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
 from config import encoder_config, flatten, load_config, run_folder  # noqa: E402
 from utils.cli import run  # noqa: E402
+from utils.tables import aligned  # noqa: E402
 
 NEIGHBOURS = 20
 NOTE = f"""linear, kNN (k = {NEIGHBOURS}), fine-tuned: top-1 on the validation images, in percent
@@ -112,10 +113,7 @@ def table(rows):
             return value or "-"
         return f"{value:.4f}" if name == "loss" else f"{value:.1f}"
 
-    cells = [list(rows[0]), *([text(name, value) for name, value in row.items()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in cells)
+    return "\n".join(aligned([list(rows[0]), *([text(name, value) for name, value in row.items()] for row in rows)]))
 
 
 if __name__ == "__main__":

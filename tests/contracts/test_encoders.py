@@ -114,6 +114,15 @@ def test_feature_map_has_the_stated_shape(case):
 
 
 @torch.no_grad()
+def test_tokens_are_the_map_row_by_row_after_the_class_token(case):
+    tokens, encoder = case.encoder.forward_tokens(case.images), case.encoder
+    feature_map = encoder.forward_map(case.images)
+    cells = feature_map.shape[2] * feature_map.shape[3]
+    assert tokens.shape == (BATCH, encoder.num_prefix_tokens + cells, encoder.num_features)
+    assert torch.equal(tokens[:, encoder.num_prefix_tokens:], feature_map.flatten(2).transpose(1, 2))
+
+
+@torch.no_grad()
 def test_feature_map_is_not_transposed(case):
     """Of all cells, the one below a changed corner changes most."""
     encoder, other = case.encoder, case.images.clone()
