@@ -1,18 +1,21 @@
 """What the parts of data bring along: a program that only prepares images waits for nothing else."""
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import data
 
+ROOT = Path(__file__).parents[3]
 HEAVY = {"timm", "data.loader", "data.demo"}
 
 
 @pytest.mark.parametrize("module", ["data.transforms", "data.masks", "data.datasets"])
 def test_module_brings_neither_loaders_nor_augmentation(module):
     code = f"import sys, {module}; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = result.stdout.split()
     assert module in modules and HEAVY & set(modules) == set()
 
 

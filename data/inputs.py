@@ -1,0 +1,111 @@
+"""From what users call an image to what a model sees."""
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.datasets import in_mode, read_image
+from data.transforms import PIL_MODES, pil_mode
+
+KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in RGB order, a uint8 tensor (3, H, W), or a "
+         "normalised float tensor (C, H, W)")
+
+
+def as_list(images):
+    """One image or several.
+
+    Args:
+        images: an image, see `picture_of` and `Preparation`; a list or tuple of them; or a 4-d array or tensor.
+    Returns: (list of images, whether it was a single one).
+    Raises: ValueError if there is none.
+    """
+    several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4)
+    found = list(images) if several else [images]
+    if not found:
+        raise ValueError("no images were given: the list is empty.")
+    return found, not several
+
+
+class Preparation:
+    """Images of any kind, read when their batch is due.
+
+    Args:
+        config: from load_config; its channels say how files are read.
+        transform: PIL image -> (C, H, W) float, normalised.
+    """
+
+    def __init__(self, config, transform):
+        self.config = config
+        self.transform = transform
+
+    def __call__(self, image, name="the image"):
+        """(C, H, W) float32. A float tensor counts as normalised and goes to the model as it is; all else is transformed."""
+        if isinstance(image, torch.Tensor) and image.is_floating_point():
+            if image.ndim != 3:
+                raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected (C, H, W), normalised.")
+            return image.detach().float().cpu()
+        return self.transform(picture_of(image, pil_mode(self.config), name))
+
+    def batches(self, images, batch_size):
+        """Tensors (B, C, H, W), B up to `batch_size`.
+
+        Raises: ValueError if tensors differ in size.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        shape = None
+        for start in range(0, len(images), batch_size):
+            batch = [self(image, f"image {start + i}") for i, image in enumerate(images[start:start + batch_size])]
+            shape = shape or batch[0].shape
+            other = next((i for i, tensor in enumerate(batch) if tensor.shape != shape), None)
+            if other is not None:
+                raise ValueError(f"image {start + other} has shape {tuple(batch[other].shape)}, those before it have "
+                                 f"{tuple(shape)}: tensors of one call must be equal in size. Pass them one by one, or "
+                                 f"pictures, which are brought to DATA.IMG_SIZE.")
+            yield torch.stack(batch)
+
+
+def picture_of(image, mode, name="the image"):
+    """A PIL image in a mode.
+
+    Args:
+        image: one of KINDS, but no float tensor. Arrays may also be (H, W) or have 1 or 4 channels.
+        mode: PIL mode.
+        name: what errors call an image that has no path.
+    Raises: FileNotFoundError; ValueError on what can't be read or is no image.
+    """
+    if isinstance(image, (str, Path)):
+        return _from_path(Path(image), mode)
+    if isinstance(image, (bytes, bytearray)):
+        return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)")
+    if isinstance(image, Image.Image):
+        return in_mode(image, mode)
+    if isinstance(image, torch.Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3:
+            raise ValueError(f"{name} is a tensor of {image.dtype} and shape {tuple(image.shape)}, expected uint8 (C, H, W) of "
+                             f"pixels, or float (C, H, W), normalised.")
+        image = image.permute(1, 2, 0).cpu().numpy()
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name).convert(mode)
+    raise ValueError(f"{name} is {type(image).__name__}, expected {KINDS}.")
+
+
+def _from_path(path, mode):
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected an image file. data.datasets.image_files(folder) lists the images of "
+                         f"one, and the command line takes folders.")
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} does not exist.")
+    return read_image(path, mode)
+
+
+def _from_array(pixels, name):
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{name} is an array of {pixels.dtype}, expected uint8, 0 to 255. Scale it, e.g. "
+                         f"(image * 255).round().astype('uint8') of values in [0, 1].")
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if pixels.ndim not in (2, 3) or channels not in PIL_MODES or not pixels.size:
+        raise ValueError(f"{name} has shape {pixels.shape}, expected (H, W) or (H, W, C) with 1, 3 (RGB) or 4 (RGBA) channels.")
+    return Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1) if pixels.ndim == 3 and channels == 1 else pixels))

@@ -1,0 +1,373 @@
+"""Use a model: predict classes, extract features, look at reconstructions.
+
+  python inference.py --model simmim_swin_base_100ep_ft192 bird.jpg photos/                    # released weights, by name
+  python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --topk 3 --json    # weights of your own
+  python inference.py --model mae_vit_base_1600ep --features features.npz photos/
+  python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --reconstruct bird.png
+  python inference.py --list "mae*"
+
+From Python: get_model, inference_model, extract_feat, reconstruct, list_models. docs/inference.md shows them all.
+"""
+import argparse
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models import get_weight
+
+from config import pixel_statistics, with_values
+from data.datasets import class_names, image_files
+from data.inputs import Preparation, as_list
+from data.masks import build_mask_generator
+from data.transforms import eval_transform, heldout_transform
+from models import zoo
+from models.encoder import Encoder
+from models.layers import lift_mask
+from models.recipes import TASKS, build, load_into, open_recipe
+from utils.cli import run
+from utils.pictures import reconstruction_grid
+from utils.precision import build_precision
+from utils.registry import pick
+from utils.seeding import MASK, rng_for
+from utils.tables import aligned
+
+IMAGENET = "ResNet50_Weights.IMAGENET1K_V2"  # of torchvision, whose metadata has the names of the 1000 classes
+# of pre-trained models by MODEL.METHOD, as mmpretrain's users know them; of other methods a map
+DEFAULT_OUTPUTS = {"mae": "tokens", "mixmim": "pooled"}
+
+
+# ---- models -------------------------------------------------------------------------------------------------------
+
+def list_models(pattern=None, task=None):
+    """Names that get_model knows, sorted; `pattern` has shell wildcards. As models.zoo.list_models."""
+    return zoo.list_models(pattern, task)
+
+
+def get_model(model, pretrained=False, device=None, weights_dir=None, task=None, classes=None, **overrides):
+    """Build a model, in evaluation mode, with `model.recipe` on it.
+
+    Args:
+        model: name from list_models or an alias, path of a recipe, or a Config.
+        pretrained: True = the released weights of that name, downloaded once; or path or https address of a checkpoint.
+        device: torch.device or its name; None = the CPU.
+        weights_dir: folder of released weights, see models.zoo.weights_file.
+        task: pretrain, classification or probe; None = that of the name, or what the recipe is for (see task_of).
+        classes: names of the classes, see read_classes.
+        overrides: settings by their key, `**{"MODEL.DROP_RATE": 0.1}`, or a word of WORDS: `num_classes=10, img_size=192`.
+    Returns: nn.Module: a method, an encoder with a head, or a LinearProbe.
+    Raises: ValueError on unknown names and settings, or weights of another model; FileNotFoundError.
+    """
+    if weights_dir is not None and pretrained is not True:
+        raise ValueError(f"weights_dir={weights_dir} is where released weights lie: it needs pretrained=True.")
+    recipe, entry = open_recipe(model, task, overrides)
+    if pretrained is True and entry is None:
+        raise ValueError(f"pretrained=True means released weights, and {recipe.name} is a recipe, which has none: pass "
+                         f"pretrained=<checkpoint> (--weights), or a name from list_models().")
+    device = _device(device)
+    if classes is not None:
+        recipe.classes = read_classes(classes, recipe)
+    built = build(recipe)
+    if pretrained:
+        load_into(built, recipe, zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained)
+    built.recipe = recipe
+    return built.to(device).eval()
+
+
+def read_classes(classes, recipe):
+    """Names of classes.
+
+    Args:
+        classes: list of names, in the order of the labels; path of a text file with one a line; or the data folder the model
+            was trained on (that of the class folders, or the one with train/ in it).
+        recipe: models.recipes.Recipe; says how many are expected.
+    Raises: ValueError on another number of them; FileNotFoundError.
+    """
+    num_classes = recipe.config.MODEL.NUM_CLASSES
+    if recipe.task == "pretrain":
+        raise ValueError("classes= names the classes of a classifier, and this is a pre-training model: leave it out.")
+    source = "classes="
+    if isinstance(classes, (str, Path)):
+        source, path = f"{classes} ", Path(classes)
+        if path.is_dir():
+            classes = class_names(path / "train" if (path / "train").is_dir() else path, "classes=")
+        else:
+            classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [str(name) for name in classes]
+    if len(names) != num_classes:
+        raise ValueError(f"{source}holds {len(names)} names, the model has {num_classes} classes.")
+    return names
+
+
+def _device(device):
+    try:
+        device = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} (--device) is unknown; use cpu, cuda, cuda:1 or mps.") from error
+    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
+    if backend is not None and not backend.is_available():
+        raise ValueError(f"device={device} (--device) is not available to this torch ({torch.__version__}): use cpu.")
+    return device
+
+
+def _best_device():
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+# ---- classes, features, pictures ----------------------------------------------------------------------------------
+
+def inference_model(model, images, batch_size=32, device=None, topk=5, classes=None, pretrained=None):
+    """Predict the class of images.
+
+    Args:
+        model: from get_model; or what get_model takes, which is then built for this call.
+        images: one image or a list: paths, PIL images, bytes of files, uint8 arrays (H, W, 3) in RGB order (OpenCV's is BGR),
+            uint8 tensors (3, H, W), or float tensors (C, H, W), which count as normalised; or a 4-d array or tensor.
+        batch_size: images that go through the model at once.
+        device: where to; None = where the model is, or for a name a GPU if there is one.
+        topk: number of the best classes in `pred_topk`.
+        classes: names, see read_classes; None = the model's, or ImageNet's where there are 1000.
+        pretrained: with a name or recipe, as in get_model; None = the released weights.
+    Returns: dict for one image, list of dicts for a list: pred_label (int), pred_score (float), pred_scores (float32 array of
+        all classes, which add up to 1), pred_topk (list of {label, score, class}); pred_class (str) where names are known.
+    Raises: ValueError on a model without classes, or a file without a head for them; FileNotFoundError.
+    """
+    images, single = as_list(images)
+    model = _opened(model, device, pretrained, "head.")
+    recipe = model.recipe
+    if recipe.task == "pretrain":
+        raise ValueError(f"{recipe.name} is a pre-training model and predicts no classes: use extract_feat (--features) or "
+                         f"reconstruct (--reconstruct), or a fine-tuned model.")
+    if not topk >= 1:
+        raise ValueError(f"topk={topk} (--topk) must be at least 1.")
+    names = read_classes(classes, recipe) if classes is not None else recipe.classes
+    names = names or (imagenet_classes() if recipe.config.MODEL.NUM_CLASSES == 1000 else None)
+    logits = _run(model, images, batch_size, eval_transform, _logits)
+    results = [_prediction(scores, topk, names) for scores in logits.softmax(dim=1).numpy()]
+    return results[0] if single else results
+
+
+def extract_feat(model, images, output=None, batch_size=32, device=None, pretrained=None):
+    """Features of images.
+
+    Args:
+        model, images, batch_size, device, pretrained: as in inference_model.
+        output: map (B, C, H/stride, W/stride); tokens (B, 1 + L, C), or (B, L, C) of an encoder without class token; pooled
+            (B, C): what the head sees, or without a head the mean over the image. None = pooled of a classifier, tokens of
+            MAE and its relatives, pooled of MixMIM, else the map.
+    Returns: tuple of one float32 tensor on the CPU, the images in their order.
+    """
+    images, _ = as_list(images)
+    model = _opened(model, device, pretrained)
+    recipe = model.recipe
+    if output is None:
+        output = DEFAULT_OUTPUTS.get(recipe.config.MODEL.METHOD, "map") if recipe.task == "pretrain" else "pooled"
+    features = pick(FEATURES, output, "output")
+    return (_run(model, images, batch_size, eval_transform, features),)
+
+
+def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, pretrained=None):
+    """See what a pre-trained model makes of what it can't see.
+
+    Args:
+        model, images, device, pretrained: as in inference_model; the model is a pre-training one.
+        mask_ratio: share that is hidden; None = DATA.MASK_RATIO.
+        mask: (h, w) on the encoder's patch grid, True or 1 = hidden, for all images; instead of random ones.
+        seed: of the random masks, another one for each image.
+    Returns: PIL image, one row an image: original, masked, prediction, and the prediction pasted into the visible parts.
+    Raises: ValueError on a model that reconstructs nothing, or has no decoder from its file.
+    """
+    images, _ = as_list(images)
+    model = _opened(model, device, pretrained, "decoder.")
+    recipe = model.recipe
+    if recipe.task != "pretrain":
+        raise ValueError(f"{recipe.name} is built for {recipe.task}, which reconstructs nothing: use a pre-training model.")
+    if mask_ratio is not None and mask is not None:
+        raise ValueError("mask and mask_ratio contradict each other: leave one out.")
+    config = recipe.config if mask_ratio is None else with_values(recipe.config, DATA__MASK_RATIO=mask_ratio)
+    masks = [torch.as_tensor(mask)] * len(images) if mask is not None else _random_masks(config, len(images), seed)
+    return _run(model, images, len(images), heldout_transform, lambda model, batch: _sheet(model, batch, torch.stack(masks)))
+
+
+def imagenet_classes():
+    """Names of the classes of ImageNet-1K, in the order of the labels."""
+    return get_weight(IMAGENET).meta["categories"]
+
+
+def _opened(model, device, pretrained, part=None):
+    """A model with a recipe, on its device. One that is built here must have all of a part from its file."""
+    if not isinstance(model, nn.Module):
+        model = get_model(model, True if pretrained is None else pretrained, device or _best_device())
+        return _require(model, part)
+    if pretrained is not None:
+        raise ValueError(f"pretrained={pretrained} is for names and recipes; this model is built: load weights with "
+                         f"get_model(..., pretrained=...).")
+    if not hasattr(model, "recipe"):
+        raise ValueError(f"this {type(model).__name__} does not say how its images are prepared: make it with get_model, or "
+                         f"set model.recipe = models.recipes.Recipe(config, task).")
+    return model if device is None else model.to(_device(device))
+
+
+def _require(model, part):
+    """The model; ValueError where weights were loaded, but not those of a part, which is random then."""
+    if part and model.recipe.lacks(part):
+        wanted = {"head.": "a fine-tuned checkpoint of these classes", "decoder.": "a full checkpoint (ckpt_epoch_N.pth)"}
+        raise ValueError(f"{model.recipe.report.path} has no {part[:-1]} that fits: there is nothing to show. Use "
+                         f"{wanted[part]}.")
+    return model
+
+
+def _run(model, images, batch_size, transform, compute):
+    """`compute(model, batch)` over all images as the model's evaluation does it: same transform, same number format.
+
+    The model ends in the mode it was in. Tensors come back float32, on the CPU, and may take part in training.
+    """
+    config, device = model.recipe.config, next(model.parameters()).device
+    precision = build_precision(config.AMP_OPT_LEVEL, "native", device)
+    outputs = []
+    with _evaluating(model), precision.autocast():
+        for batch in Preparation(config, transform(config)).batches(images, batch_size):
+            output = compute(model, batch.to(device))
+            outputs.append(output.float().cpu() if isinstance(output, torch.Tensor) else output)
+    return torch.cat(outputs) if isinstance(outputs[0], torch.Tensor) else outputs[0]
+
+
+@contextmanager
+def _evaluating(model):
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _logits(model, images):
+    """(B, classes)."""
+    logits = model(images)
+    if isinstance(logits, torch.Tensor):
+        return logits
+    if len(logits) > 1:
+        raise ValueError(f"this probe has heads on {len(logits)} layers (PROBE.SWEEP): set PROBE.LAYER to one.")
+    return logits[0]
+
+
+def _prediction(scores, topk, names):
+    order = np.argsort(-scores, kind="stable")
+    best = [{"label": int(i), "score": float(scores[i])} | ({"class": names[i]} if names else {}) for i in order[:topk]]
+    result = {"pred_label": best[0]["label"], "pred_score": best[0]["score"], "pred_scores": scores, "pred_topk": best}
+    return result | ({"pred_class": best[0]["class"]} if names else {})
+
+
+def _encoder(model):
+    return model if isinstance(model, Encoder) else model.encoder
+
+
+def _pooled(model, images):
+    if model.recipe.task == "probe":
+        return model.features(images)[0]
+    return model.forward_pooled(images) if model.recipe.task == "classification" else model.encoder.forward_last(images)
+
+
+FEATURES = {"map": lambda model, images: _encoder(model).forward_map(images),
+            "tokens": lambda model, images: _encoder(model).forward_tokens(images), "pooled": _pooled}
+
+
+def _random_masks(config, number, seed):
+    generator = build_mask_generator(config)
+    return [torch.from_numpy(generator(rng_for(seed, MASK, 0, i))).bool() for i in range(number)]
+
+
+def _sheet(model, images, masks):
+    """Reconstructions of (B, C, H, W) under (B, h, w) as a PIL image."""
+    masks = masks.to(images.device)
+    prediction = model.reconstruct(images, masks, denormalize=True)
+    return reconstruction_grid(images, lift_mask(masks, images.shape[-2:]), prediction, *pixel_statistics(model.recipe.config))
+
+
+# ---- command line -------------------------------------------------------------------------------------------------
+
+def main():
+    args = parse_arguments()
+    if args.list is not None:
+        return print_models(args.list or None)
+    if not args.model or not args.images:
+        raise ValueError("nothing to do: pass --model <name or recipe> and images, or --list for the names.")
+    for target in filter(None, (args.features, args.reconstruct)):
+        if os.path.exists(target):
+            raise ValueError(f"{target} exists and is not written over: choose another name.")
+    if args.features and not args.features.endswith(".npz"):
+        raise ValueError(f"--features {args.features} must end in .npz.")
+    paths = [path for given in args.images for path in (image_files(given, "IMAGE") if os.path.isdir(given) else [given])]
+    if len(args.opts) % 2:
+        raise ValueError(f"--opts takes pairs KEY VALUE, but {len(args.opts)} words were given: {' '.join(args.opts)}.")
+    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
+                      args.classes, **settings)
+    if args.features:
+        (features,) = extract_feat(model, paths, args.output, args.batch_size)
+        np.savez(args.features, features=features.numpy(), paths=np.array(paths))
+        print(f"{args.features}: features {tuple(features.shape)} of {len(paths)} images")
+    if args.reconstruct:
+        reconstruct(_require(model, "decoder."), paths, args.mask_ratio, seed=args.seed).save(args.reconstruct)
+        print(f"{args.reconstruct}: reconstructions of {len(paths)} images")
+    if not args.features and not args.reconstruct:
+        results = inference_model(_require(model, "head."), paths, args.batch_size, topk=args.topk)
+        print_predictions(paths, results, args.json)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders with images in or below them")
+    parser.add_argument("--model", metavar="NAME|RECIPE", help="name from --list, or a YAML file (see configs/)")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the released weights of the name")
+    parser.add_argument("--weights-dir", metavar="FOLDER", help="where released weights lie")
+    parser.add_argument("--task", choices=TASKS, help="what a recipe is for, where it does not tell")
+    parser.add_argument("--classes", metavar="FILE", help="text file with a class name a line, or the data folder of training")
+    parser.add_argument("--topk", type=int, default=5, metavar="N", help="best classes to print (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print predictions as JSON")
+    parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`")
+    parser.add_argument("--output", choices=sorted(FEATURES), help="of what kind; see docs/inference.md")
+    parser.add_argument("--reconstruct", metavar="OUT.png", help="draw reconstructions, a row an image")
+    parser.add_argument("--mask-ratio", type=float, metavar="SHARE", help="hidden share (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list the names that --model takes")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    return parser.parse_intermixed_args()
+
+
+def print_models(pattern):
+    """A table of the models whose names fit a pattern."""
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model is named like {pattern!r}: --list alone shows all names.")
+    rows = [("name", "task", "parameters", "top-1")]
+    for name in names:
+        entry = zoo.find(name)
+        rows.append((name, entry.task, f"{entry.params / 1e6:.1f} M" if entry.params else "-",
+                     f"{entry.top1:.2f}" if entry.top1 else "-"))
+    print("\n".join(aligned(rows, num_left=2)))
+
+
+def print_predictions(paths, results, as_json):
+    """The best classes of each image: a table, or a list of objects as JSON."""
+    if as_json:
+        found = [{"image": str(path)} | {key: value for key, value in result.items() if key != "pred_scores"}
+                 for path, result in zip(paths, results, strict=True)]
+        return print(json.dumps(found, indent=1, ensure_ascii=False))
+    rows = [("image", "class", "score")]
+    for path, result in zip(paths, results, strict=True):
+        for i, best in enumerate(result["pred_topk"]):
+            rows.append((str(path) if i == 0 else "", str(best.get("class", best["label"])), f"{best['score']:.4f}"))
+    print("\n".join(aligned(rows, num_left=2)))
+
+
+if __name__ == "__main__":
+    run(main)

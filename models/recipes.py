@@ -1,0 +1,158 @@
+"""From a name, a recipe or a config to a model that knows what it is for and how its images are prepared."""
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config import Config, flatten, load_config
+from models import zoo
+from models.build import build_model
+from models.pretrained import Report, load_pretrained
+from models.probe import LinearProbe, build_probe
+from utils.checkpoint import load_checkpoint, weights_of
+from utils.registry import pick
+from utils.sharding import assign
+
+log = logging.getLogger("simmim.recipes")
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ("pretrain", "classification", "probe")
+# which settings only one task reads; a recipe that sets some of one task alone is for that task
+MARKS = {"pretrain": ("DATA.MASK_", "DATA.CROP", "MODEL.METHOD", "MODEL.SIMMIM.", "MODEL.MAE.", "MODEL.PIXMIM."),
+         "classification": ("TRAIN.LAYER_DECAY", "DATA.IMAGES_PER_CLASS", "MODEL.NUM_CLASSES", "MODEL.LABEL_SMOOTHING",
+                            "AUG.MIXUP", "AUG.CUTMIX", "AUG.AUTO_AUGMENT", "AUG.COLOR_JITTER", "AUG.RE"),
+         "probe": ("PROBE.",)}
+NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
+WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",
+         "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE"}
+
+
+@dataclass
+class Recipe:
+    """What a model was made from; inference.get_model leaves it on the model as `model.recipe`.
+
+    Attributes:
+        config: from load_config; says how images are prepared.
+        task: one of TASKS.
+        name: for messages.
+        classes: names of the classes, or None.
+        report: what became of the weights' names, see models.pretrained.Report; None where none were loaded.
+    """
+    config: Config
+    task: str
+    name: str = "the model"
+    classes: list | None = None
+    report: Report | None = field(default=None, repr=False)
+
+    def lacks(self, part):
+        """Whether weights were loaded, but not those of a part (`head.`, `decoder.`)."""
+        return self.report is not None and any(name.startswith(part) for name in self.report.missing)
+
+
+def task_of(config, name="the config"):
+    """What a recipe is for: pretrain, classification or probe.
+
+    The settings it makes tell: masks, methods and their crops are of pre-training alone, and so on (MARKS). Where they tell
+    nothing, or everything as in the config.yaml of a run, MODEL.NAME does, if it holds pretrain, finetune or linprobe.
+    Raises: ValueError where neither does.
+    """
+    set_for = {task for task, marks in MARKS.items() if any(key.startswith(marks) for key in config.given)}
+    if config.TRAIN.OPTIMIZER.NAME == "lars":
+        set_for.add("probe")
+    if len(set_for) == 1:
+        return set_for.pop()
+    named = {task for word, task in NAMES.items() if word in config.MODEL.NAME}
+    if len(named) == 1:
+        return named.pop()
+    found = f"has settings of {' and '.join(sorted(set_for))}" if set_for else "has no setting that only one task reads"
+    raise ValueError(f"{name} does not tell what it is for: it {found}, and MODEL.NAME={config.MODEL.NAME!r} says none of "
+                     f"{', '.join(NAMES)}. Pass task= to get_model (--task), {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
+
+
+def build(recipe):
+    """The model of a recipe: a method, an encoder with a head, or a LinearProbe, with initial weights."""
+    if recipe.task == "probe":
+        return build_probe(recipe.config, recipe.config.MODEL.NUM_CLASSES)
+    return build_model(recipe.config, recipe.task == "pretrain")
+
+
+def open_recipe(model, task=None, overrides=None):
+    """What to build.
+
+    Args:
+        model: name or alias in the zoo, path of a YAML file, or Config.
+        task: one of TASKS; None = that of the zoo, or what the recipe tells, see task_of.
+        overrides: {config key or word of WORDS: value}.
+    Returns: (Recipe, zoo entry or None).
+    Raises: ValueError, FileNotFoundError.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"task={task!r} is unknown; valid: {', '.join(TASKS)}.")
+    entry, path, opts = None, None, []
+    if isinstance(model, Config):
+        name, opts = "the config", [word for key, value in flatten(model).items() if key != "BASE" for word in (key, value)]
+        config = model
+    else:
+        if isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
+            name, path = str(model), _find_recipe(Path(model))
+        else:
+            entry = zoo.find(model)
+            name, path, opts = entry.name, ROOT / _recipe_of(entry), list(entry.opts)
+        config = load_config(path, opts)
+    task = task or (task_of(config, name) if entry is None else "probe" if entry.linear_probe else entry.task)
+    if task == "pretrain" and overrides and {"num_classes", "MODEL.NUM_CLASSES"} & overrides.keys():
+        raise ValueError(f"num_classes: {name} is a pre-training model, which has no classes. Add task=\"classification\" for "
+                         f"its encoder with a head.")
+    if overrides:
+        config = load_config(path, [*opts, *_settings(overrides, config)])
+    return Recipe(config, task, name), entry
+
+
+def _find_recipe(path):
+    """A recipe by its path from here, or from the repository."""
+    inside = ROOT / path
+    return inside if not path.exists() and inside.exists() else path
+
+
+def _recipe_of(entry):
+    if not entry.config:
+        raise ValueError(f"{entry.name} can't be built here: {entry.obstacle}.")
+    return entry.config
+
+
+def _settings(overrides, config):
+    """{key or word: value} -> [KEY, value, ...]."""
+    opts = []
+    for key, value in overrides.items():
+        if key.upper() != key:
+            key = pick(WORDS, key, "keyword").format(config.MODEL.TYPE.upper())
+        opts += [key, value]
+    return opts
+
+
+def load_into(model, recipe, path):
+    """Load a checkpoint into a built model; `recipe.report` then tells what became of it. A probe gets its head as well.
+
+    Parts that stay random are said in a warning.
+    Raises: as models.pretrained.load_pretrained.
+    """
+    is_probe = isinstance(model, LinearProbe)
+    report = recipe.report = load_pretrained(model.encoder if is_probe else model, path)
+    if is_probe:
+        _load_head(model, report)
+    if recipe.lacks("head."):
+        log.warning("%s has no head for %d classes: the head of the model is random, its predictions mean nothing before it is "
+                    "trained", path, recipe.config.MODEL.NUM_CLASSES)
+    if recipe.lacks("decoder."):
+        log.warning("%s has no decoder that fits: that of the model is random. Features are those of the file; reconstructions "
+                    "need a full checkpoint (ckpt_epoch_N.pth)", path)
+
+
+def _load_head(probe, report):
+    given = weights_of(load_checkpoint(report.path, moments=False))
+    own = {f"head.{name}": value for name, value in probe.head.state_dict().items()}
+    if all(name in given and given[name].shape == value.shape for name, value in own.items()):
+        assign(probe.head, {name.removeprefix("head."): given[name] for name in own})
+        report.matched += own
+        report.unexpected = [name for name in report.unexpected if name not in own]
+    else:
+        report.missing += own

@@ -1,0 +1,452 @@
+"""Models in one line: what get_model builds, what comes back for an image."""
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from config import image_size, load_config, with_values
+from data.datasets import ImageDataset
+from data.transforms import eval_transform
+from engine import evaluate
+from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
+from models import build_model, zoo
+from models.probe import build_probe
+from models.recipes import Recipe, task_of
+from tests.contracts.tiny import CASES, CLASSES, ENCODER_CASES, build, make_config, make_images
+from utils.precision import build_precision
+
+from .helpers import opts_of, state_of, tiny_config
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+TASK_OF_FILE = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}
+PRETRAIN = "configs/demo/mae_pretrain__vit_nano__img64.yaml"
+FINETUNE = "configs/demo/mae_finetune__vit_nano__img64.yaml"
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+CPU = torch.device("cpu")
+
+
+def photographs(folder, sizes=((90, 50), (70, 130), (64, 64))):
+    """Files of noise with a gradient, whose width and height differ."""
+    rng = np.random.RandomState(5)
+    paths = []
+    for i, (width, height) in enumerate(sizes):
+        pixels = rng.uniform(0, 90, (height, width, 3)) + np.linspace(0, 160, width)[None, :, None]
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def saved(model, folder, name="weights.pth"):
+    torch.save({"model": model.state_dict()}, folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def swin(tmp_path_factory):
+    """A classifier with weights that matter, as a recipe and a checkpoint leave it."""
+    config = make_config("swin", "plain")
+    return get_model(config, saved(build(config, is_pretrain=False), tmp_path_factory.mktemp("swin")), task="classification",
+                     classes=NAMES)
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory):
+    config = make_config("vit", "mae", "mae")
+    return get_model(config, saved(build(config, is_pretrain=True), tmp_path_factory.mktemp("mae")), task="pretrain")
+
+
+# ---- every encoder and method -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module", params=ENCODER_CASES, ids="-".join)
+def classifier(request, tmp_path_factory):
+    config = make_config(*request.param)
+    weights = saved(build(config, is_pretrain=False), tmp_path_factory.mktemp("weights"))
+    return get_model(config, weights, task="classification")
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def pretrained(request, tmp_path_factory):
+    config = make_config(*request.param)
+    weights = saved(build(config, is_pretrain=True), tmp_path_factory.mktemp("weights"))
+    return get_model(config, weights, task="pretrain")
+
+
+def test_prediction_is_that_of_the_evaluation(classifier, paths):
+    """The logits that main_finetune.py --eval ranks, bit for bit, on the same batch."""
+    config, seen = classifier.recipe.config, []
+    hook = classifier.register_forward_hook(lambda module, args, logits: seen.append(logits.clone()))
+    results = inference_model(classifier, paths)
+    dataset = ImageDataset([(str(path), 0) for path in paths], eval_transform(config))
+    evaluate(classifier, DataLoader(dataset, batch_size=len(paths)), CPU, build_precision("", "native", CPU))
+    hook.remove()
+    assert len(seen) == 2 and seen[0].shape == (len(paths), CLASSES) and torch.equal(*seen)
+    scores = seen[1].softmax(dim=1)
+    assert [result["pred_label"] for result in results] == scores.argmax(dim=1).tolist()
+    assert np.array_equal(np.stack([result["pred_scores"] for result in results]), scores.numpy())
+
+
+def test_batches_give_what_single_images_give(classifier, paths):
+    together = np.stack([result["pred_scores"] for result in inference_model(classifier, paths, batch_size=2)])
+    alone = np.stack([inference_model(classifier, path)["pred_scores"] for path in paths])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_classifier_gives_its_pooled_features(classifier, paths):
+    (features,) = extract_feat(classifier, paths)
+    assert features.shape == (len(paths), classifier.num_features) and features.dtype == torch.float32
+    assert torch.allclose(classifier.head(features).softmax(dim=1),
+                          torch.tensor(np.stack([r["pred_scores"] for r in inference_model(classifier, paths)])), atol=1e-6)
+
+
+@torch.no_grad()
+def test_features_of_a_pretrained_model_have_every_form(pretrained):
+    encoder, images = pretrained.encoder, make_images(pretrained.recipe.config)
+    forms = {output: extract_feat(pretrained, images, output, batch_size=2)[0] for output in ("map", "tokens", "pooled")}
+    feature_map = encoder.forward_map(images)
+    torch.testing.assert_close(forms["map"], feature_map, atol=1e-5, rtol=1e-4)
+    cells = feature_map.shape[2] * feature_map.shape[3]
+    assert forms["tokens"].shape == (len(images), encoder.num_prefix_tokens + cells, encoder.num_features)
+    assert forms["pooled"].shape == (len(images), encoder.num_features)
+    torch.testing.assert_close(forms["pooled"], encoder.forward_last(images), atol=1e-5, rtol=1e-4)
+    default = {"mae": "tokens", "mixmim": "pooled"}.get(pretrained.recipe.config.MODEL.METHOD, "map")
+    assert torch.equal(extract_feat(pretrained, images, batch_size=2)[0], forms[default])
+
+
+def test_reconstruction_shows_a_row_for_each_image(pretrained, paths):
+    sheets = [reconstruct(pretrained, paths[:count]) for count in (1, 2)]
+    height, _ = image_size(pretrained.recipe.config)
+    assert sheets[0].width == sheets[1].width and sheets[1].height - sheets[0].height >= height
+    assert reconstruct(pretrained, paths[0]).tobytes() == sheets[0].tobytes()
+    assert reconstruct(pretrained, paths[0], seed=1).tobytes() != sheets[0].tobytes()
+
+
+# ---- images -------------------------------------------------------------------------------------------------------
+
+def test_every_kind_of_image_gives_the_same_prediction(swin, paths):
+    expected = inference_model(swin, paths[0])["pred_scores"]
+    picture = Image.open(paths[0])
+    pixels = np.array(picture)
+    kinds = [str(paths[0]), picture, paths[0].read_bytes(), pixels, torch.from_numpy(pixels).permute(2, 0, 1),
+             eval_transform(swin.recipe.config)(picture)]
+    for image in kinds:
+        assert np.array_equal(inference_model(swin, image)["pred_scores"], expected)
+    assert not np.array_equal(inference_model(swin, pixels[..., ::-1])["pred_scores"], expected)  # BGR is another image
+
+
+def test_four_dimensions_are_several_images(swin):
+    pixels = np.random.RandomState(0).randint(0, 256, (2, 40, 70, 3), dtype=np.uint8)
+    results = inference_model(swin, pixels)
+    assert [r["pred_label"] for r in results] == [inference_model(swin, image)["pred_label"] for image in pixels]
+    normalised = make_images(swin.recipe.config, batch=2)
+    assert extract_feat(swin, normalised)[0].shape[0] == 2
+
+
+def test_grey_and_transparent_images_are_brought_to_the_mode(swin):
+    grey = np.random.RandomState(0).randint(0, 256, (40, 70), dtype=np.uint8)
+    expected = inference_model(swin, np.stack([grey] * 3, axis=-1))["pred_scores"]
+    opaque = np.stack([grey] * 3 + [np.full_like(grey, 9)], axis=-1)
+    for image in (grey, grey[..., None], opaque):
+        assert np.array_equal(inference_model(swin, image)["pred_scores"], expected)
+
+
+def test_picture_of_sixteen_bits_is_scaled(swin):
+    grey = np.random.RandomState(0).randint(0, 256, (40, 70), dtype=np.uint8)
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert np.array_equal(inference_model(swin, deep)["pred_scores"], inference_model(swin, grey)["pred_scores"])
+
+
+@pytest.mark.parametrize(("image", "message"), [
+    (np.zeros((8, 8, 3)), "array of float64, expected uint8"),
+    (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
+    (torch.zeros(8, 8), r"float tensor of shape \(8, 8\)"),
+    (torch.zeros(3, 8, 8, dtype=torch.int64), "tensor of torch.int64"),
+    (b"no image", r"image 0 \(8 bytes\) can't be read"),
+    (3.5, "image 0 is float, expected a path"),
+    ([], "no images were given")])
+def test_what_is_no_image_is_refused(swin, image, message):
+    with pytest.raises(ValueError, match=message):
+        inference_model(swin, image)
+
+
+def test_missing_file_and_folder_are_refused(swin, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.png does not exist"):
+        inference_model(swin, tmp_path / "none.png")
+    with pytest.raises(ValueError, match="is a folder"):
+        inference_model(swin, tmp_path)
+
+
+def test_tensors_of_different_sizes_are_refused(swin):
+    with pytest.raises(ValueError, match=r"image 2 has shape \(3, 64, 64\), those before it have \(3, 32, 64\)"):
+        extract_feat(swin, [torch.zeros(3, 32, 64), torch.zeros(3, 32, 64), torch.zeros(3, 64, 64)], batch_size=2)
+
+
+# ---- what comes back ----------------------------------------------------------------------------------------------
+
+def test_one_image_gives_a_dict_and_a_list_gives_a_list(swin, paths):
+    result = inference_model(swin, paths[0], topk=2)
+    assert result["pred_class"] == NAMES[result["pred_label"]] and len(result["pred_topk"]) == 2
+    assert result["pred_score"] == result["pred_scores"].max() and result["pred_scores"].sum() == pytest.approx(1, abs=1e-6)
+    assert [best["score"] for best in result["pred_topk"]] == sorted(result["pred_scores"].tolist(), reverse=True)[:2]
+    assert isinstance(inference_model(swin, [paths[0]]), list)
+
+
+def test_classes_are_those_of_imagenet_where_there_are_1000(paths):
+    model = get_model(tiny_config("vit"), task="classification", num_classes=1000)
+    result = inference_model(model, paths[0])
+    assert result["pred_class"] == imagenet_classes()[result["pred_label"]]
+    assert (imagenet_classes()[0], imagenet_classes()[999]) == ("tench", "toilet tissue")
+
+
+def test_without_names_there_is_no_class(paths):
+    result = inference_model(get_model(tiny_config("vit"), task="classification"), paths[0])
+    assert "pred_class" not in result and result["pred_topk"][0].keys() == {"label", "score"}
+
+
+def test_classes_come_from_a_file_or_the_data_folder(paths, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    for name in reversed(NAMES):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / "train" / name / "0.png")
+    for classes in (tmp_path / "names.txt", tmp_path / "data", tmp_path / "data" / "train"):
+        assert get_model(tiny_config("vit"), task="classification", classes=classes).recipe.classes == NAMES
+
+
+def test_another_number_of_names_is_refused(swin, paths):
+    with pytest.raises(ValueError, match="4 names, the model has 5 classes"):
+        inference_model(swin, paths[0], classes=NAMES[:4])
+
+
+def test_features_may_take_part_in_training(swin, paths):
+    (features,) = extract_feat(swin, paths)
+    head = torch.nn.Linear(features.shape[1], 2)
+    head(features).sum().backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+def test_model_is_left_as_it_was(swin, paths):
+    swin.train()
+    swin.layers[0].eval()
+    before, modes = state_of(swin), [module.training for module in swin.modules()]
+    inference_model(swin, paths[0])
+    assert [module.training for module in swin.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in swin.state_dict().items())
+    swin.eval()
+    with pytest.raises(ValueError):
+        inference_model(swin, 3.5)
+    assert not swin.training
+
+
+def test_training_mode_does_not_change_the_prediction(paths):
+    model = get_model(tiny_config("vit", {"MODEL.DROP_RATE": 0.5}), task="classification")
+    expected = inference_model(model, paths[0])["pred_scores"]
+    assert np.array_equal(inference_model(model.train(), paths[0])["pred_scores"], expected)
+
+
+# ---- reconstructions ----------------------------------------------------------------------------------------------
+
+def test_given_mask_hides_what_it_says(mae, paths):
+    config = mae.recipe.config
+    mask = np.zeros((4, 8), dtype=bool)
+    mask[:, :4] = True  # the left half
+    sheet = np.asarray(reconstruct(mae, paths[0], mask=mask))
+    height, width = image_size(config)
+    scale = sheet.shape[0] // height
+    masked = sheet[16:16 + height * scale, width * scale + 4:2 * width * scale + 4]
+    grey = (masked == 128).all(axis=-1)
+    assert grey[:, :width * scale // 2].all() and not grey[:, width * scale // 2:].all()
+
+
+def test_mask_ratio_changes_how_much_is_hidden(mae, paths):
+    def greys(ratio):
+        return (np.asarray(reconstruct(mae, paths[0], mask_ratio=ratio)) == 128).all(axis=-1).sum()
+    assert greys(0.25) * 2 < greys(0.75)
+
+
+def test_mask_and_mask_ratio_contradict_each_other(mae, paths):
+    with pytest.raises(ValueError, match="leave one out"):
+        reconstruct(mae, paths[0], mask_ratio=0.5, mask=np.zeros((4, 8)))
+
+
+def test_pretrained_model_predicts_no_classes_and_a_classifier_reconstructs_nothing(mae, swin, paths):
+    with pytest.raises(ValueError, match="is a pre-training model and predicts no classes"):
+        inference_model(mae, paths[0])
+    with pytest.raises(ValueError, match="is built for classification, which reconstructs nothing"):
+        reconstruct(swin, paths[0])
+
+
+def test_encoder_alone_gives_features_but_reconstructs_nothing(mae, tmp_path, paths, caplog):
+    weights = saved(mae.encoder, tmp_path)
+    recipe = tmp_path / "mae_pretrain.yaml"
+    recipe.write_text(with_values(mae.recipe.config, MODEL__NAME="mae_pretrain").dump(), encoding="utf-8")
+    (features,) = extract_feat(str(recipe), paths, pretrained=weights, device="cpu")
+    assert torch.equal(features, extract_feat(mae, paths)[0])
+    assert "has no decoder that fits" in caplog.text
+    with pytest.raises(ValueError, match="has no decoder that fits"):
+        reconstruct(recipe, paths[0], pretrained=weights)
+
+
+# ---- models -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_task_is_told_by_every_recipe(recipe):
+    expected = next(task for word, task in TASK_OF_FILE.items() if word in recipe.name.partition("__")[0])
+    assert task_of(load_config(recipe)) == expected
+
+
+@pytest.mark.parametrize("recipe", [PRETRAIN, FINETUNE, "configs/demo/linprobe__vit_nano__img64.yaml"])
+def test_task_is_told_by_the_config_that_a_run_leaves(recipe, tmp_path):
+    config = load_config(ROOT / recipe)
+    (tmp_path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    assert task_of(load_config(tmp_path / "config.yaml")) == task_of(config)
+
+
+@pytest.mark.parametrize("given", [{}, {"TRAIN.LAYER_DECAY": 0.8, "DATA.MASK_RATIO": 0.5}])
+def test_recipe_that_does_not_tell_its_task_is_refused(given):
+    with pytest.raises(ValueError, match="does not tell what it is for.*Pass task="):
+        get_model(load_config(opts=opts_of(given)))
+    with pytest.raises(ValueError, match="task='classify' is unknown"):
+        get_model(load_config(), task="classify")
+
+
+def test_model_of_a_recipe_is_that_of_its_main():
+    torch.manual_seed(0)
+    expected = build_model(load_config(ROOT / PRETRAIN))
+    torch.manual_seed(0)
+    model = get_model(PRETRAIN)
+    assert not model.training and model.recipe.task == "pretrain"
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in expected.state_dict().items())
+
+
+def test_recipe_is_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert get_model(FINETUNE).recipe.task == "classification"
+    with pytest.raises(FileNotFoundError, match="none.yaml does not exist"):
+        get_model("none.yaml")
+
+
+def test_settings_are_changed_by_word_or_key():
+    config = get_model(FINETUNE, num_classes=7, img_size=[32, 48], in_chans=1, **{"MODEL.VIT.DEPTH": 2}).recipe.config
+    assert (config.MODEL.NUM_CLASSES, config.DATA.IMG_SIZE, config.MODEL.VIT.IN_CHANS, config.MODEL.VIT.DEPTH) == (
+        7, [32, 48], 1, 2)
+    again = get_model(config, task="classification", img_size=64).recipe.config  # the rest stays
+    assert (again.DATA.IMG_SIZE, again.MODEL.NUM_CLASSES, again.MODEL.VIT.DEPTH) == (64, 7, 2)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"num_clases": 7}, "keyword='num_clases' is unknown.*Did you mean 'num_classes'"),
+    ({"MODEL.NUM_CLASES": 7}, "closest valid key is MODEL.NUM_CLASSES"),
+    ({"img_size": 65}, "does not divide DATA.IMG_SIZE"),
+    ({"window_size": 7}, "unknown key 'MODEL.VIT.WINDOW_SIZE'")])
+def test_setting_that_does_not_fit_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        get_model(FINETUNE, **overrides)
+
+
+def test_pretraining_model_takes_no_classes_unless_it_becomes_a_classifier():
+    with pytest.raises(ValueError, match="task=\"classification\""):
+        get_model(PRETRAIN, num_classes=7)
+    with pytest.raises(ValueError, match="leave it out"):
+        get_model(PRETRAIN, classes=NAMES)
+    assert get_model(PRETRAIN, task="classification", num_classes=7).head.out_features == 7
+
+
+def test_head_for_other_classes_is_random_and_said_so(swin, tmp_path, caplog, paths):
+    weights = saved(swin, tmp_path)
+    model = get_model(swin.recipe.config, weights, task="classification", num_classes=9)
+    assert "has no head for 9 classes" in caplog.text and model.recipe.lacks("head.")
+    assert inference_model(model, paths[0])["pred_scores"].shape == (9,)  # it may have been trained since
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(with_values(model.recipe.config, MODEL__NAME="finetune").dump(), encoding="utf-8")
+    with pytest.raises(ValueError, match="has no head that fits"):
+        inference_model(recipe, paths[0], pretrained=weights)
+
+
+def test_recipe_has_no_released_weights(paths):
+    with pytest.raises(ValueError, match="is a recipe, which has none"):
+        inference_model(FINETUNE, paths[0])
+    with pytest.raises(ValueError, match="needs pretrained=True"):
+        get_model(FINETUNE, weights_dir="weights")
+
+
+def test_built_model_takes_no_weights_and_needs_a_recipe(swin, paths):
+    with pytest.raises(ValueError, match="this model is built"):
+        inference_model(swin, paths[0], pretrained=True)
+    bare = build(swin.recipe.config, is_pretrain=False)
+    with pytest.raises(ValueError, match="make it with get_model"):
+        inference_model(bare, paths[0])
+    bare.recipe = Recipe(swin.recipe.config, "classification")
+    assert inference_model(bare, paths[0])["pred_scores"].shape == (CLASSES,)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_device_that_is_not_there_is_refused(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"device='?{device}'? \(--device\)"):
+        get_model(FINETUNE, device=device)
+
+
+def test_probe_predicts_with_its_own_head(tmp_path, paths):
+    recipe = ROOT / "configs/demo/linprobe__vit_nano__img64.yaml"
+    probe = build_probe(load_config(recipe), 5).eval()
+    with torch.no_grad():
+        probe.head[1].weight.normal_()
+        probe.head[0].running_mean.normal_()
+    model = get_model(recipe, saved(probe, tmp_path), num_classes=5)
+    images = make_images(model.recipe.config)
+    scores = np.stack([result["pred_scores"] for result in inference_model(model, images)])
+    with torch.no_grad():
+        np.testing.assert_allclose(scores, probe(images)[0].softmax(dim=1).numpy(), atol=1e-6)
+        torch.testing.assert_close(extract_feat(model, images)[0], probe.features(images)[0])
+    assert not model.recipe.lacks("head.") and get_model(recipe, saved(probe, tmp_path), num_classes=6).recipe.lacks("head.")
+
+
+# ---- released models ----------------------------------------------------------------------------------------------
+
+def test_names_are_those_of_the_zoo():
+    assert list_models("simmim_vit*", task="pretrain") == zoo.list_models("simmim_vit*", task="pretrain") != []
+
+
+def test_released_weights_are_read_from_their_folder(tmp_path, monkeypatch, paths):
+    """The whole way of a name, with a tiny model in its place."""
+    config = tmp_path / "finetune.yaml"
+    config.write_text(tiny_config("vit", {"MODEL.NAME": "finetune"}).dump(), encoding="utf-8")
+    entry = replace(zoo.find("mae_vit_base_ft"), config=str(config), filename="released.pth", sha256=None, opts=())
+    monkeypatch.setattr(zoo, "find", lambda name: {"tiny": entry}[name])
+    trained = get_model(tiny_config("vit"), task="classification")
+    saved(trained, tmp_path, "released.pth")
+    model = get_model("tiny", pretrained=True, weights_dir=tmp_path)
+    assert model.recipe.task == "classification"
+    assert np.array_equal(inference_model(model, paths[0])["pred_scores"], inference_model(trained, paths[0])["pred_scores"])
+    monkeypatch.setenv("SIMMIM_WEIGHTS", str(tmp_path))
+    assert inference_model("tiny", paths[0], device="cpu")["pred_label"] == inference_model(trained, paths[0])["pred_label"]
+
+
+def test_misspelt_name_is_refused_with_those_like_it():
+    with pytest.raises(ValueError, match="Did you mean 'simmim_swin_base"):
+        get_model("simmim_swin_bas")
+
+
+def test_model_that_cannot_be_built_says_why():
+    entry = next(entry for entry in zoo.entries().values() if entry.config is None)
+    with pytest.raises(ValueError, match=re.escape(f"{entry.name} can't be built here: {entry.obstacle}")):
+        get_model(entry.name)
+
+
+def test_import_brings_nothing_of_training():
+    code = "import sys, inference; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    training = {"engine", "optimizer", "lr_scheduler", "resume", "logger", "data.loader", "data.demo", "timm", "tensorboard"}
+    assert "inference" in result.stdout.split() and training & set(result.stdout.split()) == set()
