@@ -184,7 +184,7 @@ def test_file_that_is_there_is_not_removed_for_a_wrong_checksum(server, target):
 def test_missing_file_says_what_to_put_where(server, target):
     address = server.address.replace("weights.pth", "absent")
     with pytest.raises(ValueError, match=rf"{address} could not be downloaded \(HTTP Error 404: Not Found\). Download it "
-                                         rf"yourself and put it at {target} .*SIMMIM_WEIGHTS"):
+                                         rf"yourself and pass its path, or put it at {target} .*SIMMIM_WEIGHTS"):
         fetch(address, target)
     assert server.asked == ["all"]
     assert left(target) == []
