@@ -1,4 +1,5 @@
 """Downloads from a server on the loopback device that fails on demand."""
+import fcntl
 import hashlib
 import multiprocessing
 import re
@@ -262,6 +263,36 @@ def test_every_waiting_one_tries_again_where_the_first_fails(server, target):
         list(pool.map(attempt, range(4)))
     assert server.asked == ["all"] * 4
     assert left(target) == []
+
+
+def test_who_has_waited_locks_the_file_that_is_there_now(target, monkeypatch):
+    waits, done = threading.Event(), threading.Event()
+    monkeypatch.setattr(download.log, "info", lambda *_: waits.set())
+    taken = []
+
+    def second():
+        with download._part_of(target) as part, open(part, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken.append(part)
+        done.set()
+
+    target.parent.mkdir()
+    with download._part_of(target) as part:
+        threading.Thread(target=second, daemon=True).start()
+        assert waits.wait(30)
+        part.unlink()  # as after a wrong checksum
+    assert done.wait(30)
+    assert taken == [part]
+
+
+def test_who_leaves_does_not_remove_the_file_of_the_next(target):
+    target.parent.mkdir()
+    with download._part_of(target) as part:
+        part.unlink()
+        part.touch()
+    assert left(target) == ["a.pth.part"]
 
 
 @pytest.mark.parametrize("locks", ["absent", "refused"])
