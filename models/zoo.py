@@ -135,11 +135,11 @@ def weights_file(entry, weights_dir=None, progress=True):
         weights_dir: folder, or None.
         progress: whether to show a bar.
     Returns: Path.
-    Raises: ValueError if no weights were published, or if they can't be downloaded: it says what to put where.
+    Raises: ValueError if no weights are known, or if they can't be downloaded: it says what to put where.
     """
     if entry.filename is None:
-        raise ValueError(f"{entry.source} published no weights of {entry.name}: give a file of your own instead, or choose "
-                         f"another of models.zoo.list_models().")
+        raise ValueError(f"no weights of {entry.name} are known to be published: give a file of your own instead, or choose "
+                         f"another model, docs/models.md has all.")
     first = weights_folder(weights_dir) / entry.filename
     for path in (first, weights_folder() / entry.filename, hub_folder() / entry.filename):
         if path.is_file():

@@ -65,8 +65,8 @@ def fetch(url, target, sha256=None, progress=True):
     if target.is_file():
         check_sha256(target, sha256, f"Remove it to have it downloaded again from {url}.")
         return target
-    by_hand = (f"Download it yourself and put it at {target} (the folder is weights_dir where a call takes it, else the "
-               f"environment variable {FOLDER_VARIABLE}, else that of torch.hub).")
+    by_hand = (f"Download it yourself and pass its path, or put it at {target} (the folder is weights_dir where a call takes "
+               f"it, else the environment variable {FOLDER_VARIABLE}, else that of torch.hub).")
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"{url} is not an address that can be downloaded: https was expected. {by_hand}")
     if parts.hostname in SHARE_LINKS:

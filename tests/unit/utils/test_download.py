@@ -1,4 +1,5 @@
 """Downloads from a server on the loopback device that fails on demand."""
+import fcntl
 import hashlib
 import multiprocessing
 import re
@@ -184,7 +185,7 @@ def test_file_that_is_there_is_not_removed_for_a_wrong_checksum(server, target):
 def test_missing_file_says_what_to_put_where(server, target):
     address = server.address.replace("weights.pth", "absent")
     with pytest.raises(ValueError, match=rf"{address} could not be downloaded \(HTTP Error 404: Not Found\). Download it "
-                                         rf"yourself and put it at {target} .*SIMMIM_WEIGHTS"):
+                                         rf"yourself and pass its path, or put it at {target} .*SIMMIM_WEIGHTS"):
         fetch(address, target)
     assert server.asked == ["all"]
     assert left(target) == []
@@ -262,6 +263,36 @@ def test_every_waiting_one_tries_again_where_the_first_fails(server, target):
         list(pool.map(attempt, range(4)))
     assert server.asked == ["all"] * 4
     assert left(target) == []
+
+
+def test_who_has_waited_locks_the_file_that_is_there_now(target, monkeypatch):
+    waits, done = threading.Event(), threading.Event()
+    monkeypatch.setattr(download.log, "info", lambda *_: waits.set())
+    taken = []
+
+    def second():
+        with download._part_of(target) as part, open(part, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken.append(part)
+        done.set()
+
+    target.parent.mkdir()
+    with download._part_of(target) as part:
+        threading.Thread(target=second, daemon=True).start()
+        assert waits.wait(30)
+        part.unlink()  # as after a wrong checksum
+    assert done.wait(30)
+    assert taken == [part]
+
+
+def test_who_leaves_does_not_remove_the_file_of_the_next(target):
+    target.parent.mkdir()
+    with download._part_of(target) as part:
+        part.unlink()
+        part.touch()
+    assert left(target) == ["a.pth.part"]
 
 
 @pytest.mark.parametrize("locks", ["absent", "refused"])
