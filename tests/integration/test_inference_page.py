@@ -1,0 +1,160 @@
+"""docs/inference.md does what it says, and inference.py as a command; tiny models stand behind the names of large ones."""
+import json
+import re
+import shlex
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import inference
+from config import load_config
+from inference import get_model, imagenet_classes
+from models import zoo
+from tests.unit.helpers import TINY
+
+from .processes import ROOT
+from .recipes import CLASSES, save_image, write_recipe
+
+DOC = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", DOC, flags=re.DOTALL)
+PYTHON = [code for kind, code in BLOCKS if kind == "python"]
+COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.replace("\\\n", " ").splitlines()]
+MAE = {"MODEL.METHOD": "mae", "MODEL.VIT.USE_SHARED_RPB": False, "MODEL.VIT.K_BIAS": True, "MODEL.MAE.DECODER_EMBED_DIM": 16,
+       "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2, "DATA.MASK_ROUND": "visible_down"}
+RECIPES = {  # what stands behind a name, by its beginning and task
+    ("simmim_swin", "classification"): {**TINY["swin"], "MODEL.NUM_CLASSES": 1000, "MODEL.NAME": "simmim_finetune"},
+    ("simmim_swin", "pretrain"): {**TINY["swin"], "MODEL.NAME": "simmim_pretrain"},
+    ("mae_vit", "pretrain"): {**TINY["vit"], **MAE, "MODEL.NAME": "mae_pretrain"}}
+RELEASED = ("simmim_swin_base_800ep_ft224", "mae_vit_base_1600ep")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, released weights, and the run folder of a fine-tuning."""
+    root = tmp_path_factory.mktemp("place")
+    rng = np.random.RandomState(3)
+    for i, path in enumerate(("bird.jpg", "cat.jpg", "photos/a.png", "photos/more/b.png")):
+        save_image(root / path, rng, i)
+    for name in CLASSES[:5]:
+        save_image(root / "data" / "train" / name / "0.png", rng, 1)
+    for (method, task), settings in RECIPES.items():
+        write_recipe(root / "recipes" / f"{method}_{task}.yaml", settings)
+    (root / "weights").mkdir()
+    for name, recipe in zip(RELEASED, ("simmim_swin_classification", "mae_vit_pretrain"), strict=True):
+        torch.save({"model": get_model(root / "recipes" / f"{recipe}.yaml").state_dict()}, root / "weights" / f"{name}.pth")
+    run = root / "output" / "finetune" / "default"
+    run.mkdir(parents=True)
+    config = load_config(root / "recipes" / "simmim_swin_classification.yaml", ["MODEL.NUM_CLASSES", 5])
+    (run / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    torch.save({"model": get_model(run / "config.yaml").state_dict()}, run / "ckpt_best.pth")
+    return root
+
+
+@pytest.fixture
+def place(folder, monkeypatch, tmp_path):
+    """Working folder with all that, and tiny models in the zoo."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    real = zoo.find
+
+    def find(name):
+        entry = real(name)
+        recipe = next((f"{method}_{task}" for method, task in RECIPES
+                       if entry.name.startswith(method) and entry.task == task), None)
+        config = str(folder / "recipes" / f"{recipe}.yaml") if recipe else entry.config
+        nowhere = f"http://127.0.0.1:1/{entry.name}.pth"  # a test downloads nothing
+        return replace(entry, config=config, opts=(), filename=f"{entry.name}.pth", sha256=None, url=nowhere)
+
+    monkeypatch.setattr(zoo, "find", find)
+    monkeypatch.setenv("SIMMIM_WEIGHTS", str(folder / "weights"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(monkeypatch, capsys, *words):
+    """(exit code, stdout, stderr) of `python inference.py <words>`."""
+    monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        inference.run(inference.main)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-1][:40])
+def test_python_of_the_page_runs(code, place):
+    exec(code.replace("<path of the clone>", str(ROOT)), {})
+    if "bird_reconstructed.png" in code:
+        assert Image.open(place / "bird_reconstructed.png").height > 32
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command_of_the_page_runs(line, place, monkeypatch, capsys):
+    program, script, *words = shlex.split(line)
+    assert (program, script) == ("python", "inference.py")
+    code, out, err = command(monkeypatch, capsys, *words)
+    assert (code, err) == (0, "") and out
+    targets = [words[i + 1] for i, word in enumerate(words) if word in ("--features", "--reconstruct")]
+    assert all((place / target).is_file() for target in targets)
+
+
+def test_page_shows_python_and_commands():
+    assert len(PYTHON) >= 3 and len(COMMANDS) >= 6
+
+
+def test_predictions_are_a_table_with_the_best_classes(place, monkeypatch, capsys):
+    _, out, _ = command(monkeypatch, capsys, "--model", RELEASED[0], "photos", "bird.jpg", "--topk", 2)
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[::2][:1]] == ["image"] and len(lines) == 1 + 3 * 2
+    assert [line.split()[0] for line in lines[1::2]] == ["photos/a.png", "photos/more/b.png", "bird.jpg"]
+    assert len({len(line) for line in lines}) == 1  # aligned on the right
+
+
+def test_predictions_as_json_are_those_of_python(place, monkeypatch, capsys):
+    _, out, _ = command(monkeypatch, capsys, "--model", RELEASED[0], "bird.jpg", "cat.jpg", "--json")
+    expected = inference.inference_model(RELEASED[0], ["bird.jpg", "cat.jpg"], device="cpu")
+    assert [(found["image"], found["pred_label"], found["pred_class"]) for found in json.loads(out)] == [
+        (name, result["pred_label"], imagenet_classes()[result["pred_label"]])
+        for name, result in zip(("bird.jpg", "cat.jpg"), expected, strict=True)]
+
+
+def test_features_are_written_with_their_paths(place, monkeypatch, capsys):
+    command(monkeypatch, capsys, "--model", RELEASED[1], "photos", "bird.jpg", "--features", "out.npz")
+    with np.load("out.npz") as written:
+        assert written["paths"].tolist() == ["photos/a.png", "photos/more/b.png", "bird.jpg"]
+        expected = inference.extract_feat(RELEASED[1], written["paths"].tolist(), device="cpu")[0]
+        assert np.array_equal(written["features"], expected.numpy())
+
+
+def test_list_shows_the_models_that_match(monkeypatch, capsys):
+    code, out, _ = command(monkeypatch, capsys, "--list", "simmim_vit")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models("simmim_vit")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--model", "simmim_swin_bas", "bird.jpg"], "model 'simmim_swin_bas' is unknown. Did you mean"),
+    (["--model", RELEASED[0]], "nothing to do: pass --model"),
+    (["bird.jpg"], "nothing to do: pass --model"),
+    (["--model", RELEASED[0], "none.jpg"], "image none.jpg does not exist"),
+    (["--model", RELEASED[0], "bird.jpg", "--topk", "0"], "topk=0 (--topk) must be at least 1"),
+    (["--model", RELEASED[1], "bird.jpg"], "is a pre-training model and predicts no classes"),
+    (["--model", RELEASED[1], "bird.jpg", "--features", "cat.jpg"], "cat.jpg exists and is not written over"),
+    (["--model", RELEASED[1], "bird.jpg", "--features", "out.txt"], "--features out.txt must end in .npz"),
+    (["--model", RELEASED[0], "bird.jpg", "--opts", "MODEL.DROP_RATE"], "--opts takes pairs KEY VALUE"),
+    (["--model", RELEASED[0], "bird.jpg", "--opts", "MODEL.NUM_CLASSES", "7"], "has no head that fits"),
+    (["--model", "recipes/mae_vit_pretrain.yaml", "bird.jpg"], "is a recipe, which has none"),
+    (["--list", "xyz"], "no model is named like 'xyz'")])
+def test_mistake_is_one_line(words, message, place, monkeypatch, capsys):
+    code, out, err = command(monkeypatch, capsys, *words)
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and out == "" and len(errors) == 1 and message in errors[0]
+
+
+def test_model_without_released_weights_says_what_to_do(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("SIMMIM_WEIGHTS", str(tmp_path))
+    code, _, err = command(monkeypatch, capsys, "--model", RELEASED[1], "bird.jpg", "--features", "x.npz",
+                           "--weights-dir", tmp_path / "empty")
+    assert code == 2 and str(tmp_path / "empty" / f"{RELEASED[1]}.pth") in err and "127.0.0.1" in err
