@@ -94,6 +94,9 @@ def read_classes(classes, recipe):
         source, path = f"{classes} ", Path(classes)
         if path.is_dir():
             classes = class_names(path / "train" if (path / "train").is_dir() else path, "classes=")
+        elif not path.is_file():
+            raise FileNotFoundError(f"classes={path} (--classes) does not exist: expected a text file with one name a line, or "
+                                    f"the data folder of the training.")
         else:
             classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     names = [str(name) for name in classes]
@@ -138,9 +141,6 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
     images, single = as_list(images)
     model = _opened(model, device, pretrained, "head.")
     recipe = model.recipe
-    if recipe.task == "pretrain":
-        raise ValueError(f"{recipe.name} is a pre-training model and predicts no classes: use extract_feat (--features) or "
-                         f"reconstruct (--reconstruct), or a fine-tuned model.")
     if not topk >= 1:
         raise ValueError(f"topk={topk} (--topk) must be at least 1.")
     names = read_classes(classes, recipe) if classes is not None else recipe.classes
@@ -183,8 +183,6 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
     images, _ = as_list(images)
     model = _opened(model, device, pretrained, "decoder.")
     recipe = model.recipe
-    if recipe.task != "pretrain":
-        raise ValueError(f"{recipe.name} is built for {recipe.task}, which reconstructs nothing: use a pre-training model.")
     if mask_ratio is not None and mask is not None:
         raise ValueError("mask and mask_ratio contradict each other: leave one out.")
     config = recipe.config if mask_ratio is None else with_values(recipe.config, DATA__MASK_RATIO=mask_ratio)
@@ -198,21 +196,31 @@ def imagenet_classes():
 
 
 def _opened(model, device, pretrained, part=None):
-    """A model with a recipe, on its device. One that is built here must have all of a part from its file."""
+    """A model with a recipe that has a part (see _check_task), on its device."""
     if not isinstance(model, nn.Module):
-        model = get_model(model, True if pretrained is None else pretrained, device or _best_device())
-        return _require(model, part)
+        _check_task(open_recipe(model)[0], part)  # before anything is downloaded
+        return _check_part(get_model(model, True if pretrained is None else pretrained, device or _best_device()), part)
     if pretrained is not None:
         raise ValueError(f"pretrained={pretrained} is for names and recipes; this model is built: load weights with "
                          f"get_model(..., pretrained=...).")
     if not hasattr(model, "recipe"):
         raise ValueError(f"this {type(model).__name__} does not say how its images are prepared: make it with get_model, or "
                          f"set model.recipe = models.recipes.Recipe(config, task).")
+    _check_task(model.recipe, part)
     return model if device is None else model.to(_device(device))
 
 
-def _require(model, part):
-    """The model; ValueError where weights were loaded, but not those of a part, which is random then."""
+def _check_task(recipe, part):
+    """Refuse a task whose models lack what is needed: `head.` to predict, `decoder.` to reconstruct, None for features."""
+    if part == "head." and recipe.task == "pretrain":
+        raise ValueError(f"{recipe.name} is a pre-training model and predicts no classes: use extract_feat (--features) or "
+                         f"reconstruct (--reconstruct), or a fine-tuned model.")
+    if part == "decoder." and recipe.task != "pretrain":
+        raise ValueError(f"{recipe.name} is built for {recipe.task}, which reconstructs nothing: use a pre-training model.")
+
+
+def _check_part(model, part):
+    """The model, unless weights were loaded but not those of the part, which is then random."""
     if part and model.recipe.lacks(part):
         wanted = {"head.": "a fine-tuned checkpoint of these classes", "decoder.": "a full checkpoint (ckpt_epoch_N.pth)"}
         raise ValueError(f"{model.recipe.report.path} has no {part[:-1]} that fits: there is nothing to show. Use "
@@ -296,6 +304,27 @@ def main():
     args = parse_arguments()
     if args.list is not None:
         return print_models(args.list or None)
+    check_arguments(args)
+    paths = [path for given in args.images for path in (image_files(given, "IMAGE") if os.path.isdir(given) else [given])]
+    part = "decoder." if args.reconstruct else None if args.features else "head."
+    _check_task(open_recipe(args.model, args.task)[0], part)  # before anything is downloaded
+    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
+                      args.classes, **settings)
+    _check_part(model, part)
+    if args.features:
+        (features,) = extract_feat(model, paths, args.output, args.batch_size)
+        np.savez(args.features, features=features.numpy(), paths=np.array(paths))
+        print(f"{args.features}: features {tuple(features.shape)} of {len(paths)} images")
+    if args.reconstruct:
+        reconstruct(model, paths, args.mask_ratio, seed=args.seed).save(args.reconstruct)
+        print(f"{args.reconstruct}: reconstructions of {len(paths)} images")
+    if not args.features and not args.reconstruct:
+        print_predictions(paths, inference_model(model, paths, args.batch_size, topk=args.topk), args.json)
+
+
+def check_arguments(args):
+    """Refuse what contradicts itself, and to write over files. Raises ValueError."""
     if not args.model or not args.images:
         raise ValueError("nothing to do: pass --model <name or recipe> and images, or --list for the names.")
     for target in filter(None, (args.features, args.reconstruct)):
@@ -303,22 +332,13 @@ def main():
             raise ValueError(f"{target} exists and is not written over: choose another name.")
     if args.features and not args.features.endswith(".npz"):
         raise ValueError(f"--features {args.features} must end in .npz.")
-    paths = [path for given in args.images for path in (image_files(given, "IMAGE") if os.path.isdir(given) else [given])]
+    for flag, given, needs in (("--output", args.output, "--features"), ("--mask-ratio", args.mask_ratio, "--reconstruct")):
+        if given is not None and not getattr(args, needs[2:]):
+            raise ValueError(f"{flag} {given} says nothing without {needs}.")
+    if args.json and (args.features or args.reconstruct):
+        raise ValueError("--json prints predictions: leave out --features and --reconstruct.")
     if len(args.opts) % 2:
         raise ValueError(f"--opts takes pairs KEY VALUE, but {len(args.opts)} words were given: {' '.join(args.opts)}.")
-    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
-    model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
-                      args.classes, **settings)
-    if args.features:
-        (features,) = extract_feat(model, paths, args.output, args.batch_size)
-        np.savez(args.features, features=features.numpy(), paths=np.array(paths))
-        print(f"{args.features}: features {tuple(features.shape)} of {len(paths)} images")
-    if args.reconstruct:
-        reconstruct(_require(model, "decoder."), paths, args.mask_ratio, seed=args.seed).save(args.reconstruct)
-        print(f"{args.reconstruct}: reconstructions of {len(paths)} images")
-    if not args.features and not args.reconstruct:
-        results = inference_model(_require(model, "head."), paths, args.batch_size, topk=args.topk)
-        print_predictions(paths, results, args.json)
 
 
 def parse_arguments():

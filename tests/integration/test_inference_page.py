@@ -145,7 +145,11 @@ def test_list_shows_the_models_that_match(monkeypatch, capsys):
     (["--model", RELEASED[1], "bird.jpg", "--features", "out.txt"], "--features out.txt must end in .npz"),
     (["--model", RELEASED[0], "bird.jpg", "--opts", "MODEL.DROP_RATE"], "--opts takes pairs KEY VALUE"),
     (["--model", RELEASED[0], "bird.jpg", "--opts", "MODEL.NUM_CLASSES", "7"], "has no head that fits"),
-    (["--model", "recipes/mae_vit_pretrain.yaml", "bird.jpg"], "is a recipe, which has none"),
+    (["--model", "recipes/simmim_swin_classification.yaml", "bird.jpg"], "is a recipe, which has none"),
+    (["--model", RELEASED[0], "bird.jpg", "--output", "map"], "--output map says nothing without --features"),
+    (["--model", RELEASED[1], "bird.jpg", "--mask-ratio", "0.5"], "--mask-ratio 0.5 says nothing without --reconstruct"),
+    (["--model", RELEASED[1], "bird.jpg", "--json", "--features", "x.npz"], "--json prints predictions"),
+    (["--model", RELEASED[0], "bird.jpg", "--reconstruct", "x.png"], "reconstructs nothing"),
     (["--list", "xyz"], "no model is named like 'xyz'")])
 def test_mistake_is_one_line(words, message, place, monkeypatch, capsys):
     code, out, err = command(monkeypatch, capsys, *words)

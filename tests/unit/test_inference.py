@@ -224,7 +224,9 @@ def test_classes_come_from_a_file_or_the_data_folder(paths, tmp_path):
         assert get_model(tiny_config("vit"), task="classification", classes=classes).recipe.classes == NAMES
 
 
-def test_another_number_of_names_is_refused(swin, paths):
+def test_another_number_of_names_and_a_missing_file_are_refused(swin, paths):
+    with pytest.raises(FileNotFoundError, match="classes=none.txt .--classes. does not exist"):
+        inference_model(swin, paths[0], classes="none.txt")
     with pytest.raises(ValueError, match="4 names, the model has 5 classes"):
         inference_model(swin, paths[0], classes=NAMES[:4])
 
@@ -285,6 +287,13 @@ def test_pretrained_model_predicts_no_classes_and_a_classifier_reconstructs_noth
         inference_model(mae, paths[0])
     with pytest.raises(ValueError, match="is built for classification, which reconstructs nothing"):
         reconstruct(swin, paths[0])
+
+
+def test_wrong_task_is_refused_before_weights_are_looked_for(paths):
+    with pytest.raises(ValueError, match="predicts no classes"):
+        inference_model(PRETRAIN, paths[0], pretrained="none.pth")
+    with pytest.raises(ValueError, match="reconstructs nothing"):
+        reconstruct(FINETUNE, paths[0], pretrained="none.pth")
 
 
 def test_encoder_alone_gives_features_but_reconstructs_nothing(mae, tmp_path, paths, caplog):
