@@ -105,7 +105,7 @@ def picture(job, dataset):
     """Reconstructions of the first VIS_IMAGES images, evenly spread over the data, always with the same masks."""
     number = min(job.config.VIS_IMAGES, len(dataset))
     samples = [dataset[i * len(dataset) // number] for i in range(number)]
-    images, masks = (torch.stack(parts).to(job.device) for parts in zip(*samples, strict=True))
+    images, masks = (part.to(job.device) for part in dataset.collate(samples))
     job.model.eval()
     with job.updater.precision.autocast(), gathered(job.model):
         columns = job.model.pictures(images, masks)

@@ -3,6 +3,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -118,9 +119,17 @@ def build_loader(config, is_pretrain, train=True):
 
 def build_mask_generator(config):
     """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
-    mask = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE")
-    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO,
-                config.DATA.MASK_ROUND)
+    mask, data = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE"), config.DATA
+    ratio_range = config.MODEL.MIXMIM.RANGE_MASK_RATIO if config.MODEL.METHOD == "mixmim" else 0.0
+    return mask(image_size(config), data.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, data.MASK_RATIO, data.MASK_ROUND,
+                ratio_range)
+
+
+def draw_masks(config, number, rng):
+    """Masks of a batch of `number` images, (number, rows, cols) bool, from a numpy RandomState."""
+    generator = build_mask_generator(config)
+    masks = [generator(rng)] * number if config.DATA.MASK_SHARED else [generator(rng) for _ in range(number)]
+    return torch.from_numpy(np.stack(masks)).bool()
 
 
 def build_mixup(config, num_classes):
@@ -140,8 +149,11 @@ def _pretrain_loaders(config, train):
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config)
     masks, mode = build_mask_generator(config), pil_mode(config)
 
+    def masked(samples, transform):
+        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED)
+
     def plain(samples):
-        return MaskedImageDataset(samples, heldout_transform(config), masks, mode, config.SEED)
+        return masked(samples, heldout_transform(config))
 
     held_out = plain(unlabelled_samples(val_folder, VAL_FLAG)) if val_folder else None
     val = _eval_loader(config, held_out) if held_out else None
@@ -149,7 +161,7 @@ def _pretrain_loaders(config, train):
         return Loaders(None, val, pictures=held_out)
     _warn_of_val_inside(train_folder, val_folder)
     samples = unlabelled_samples(train_folder)
-    dataset = MaskedImageDataset(samples, pretrain_transform(config), masks, mode, config.SEED)
+    dataset = masked(samples, pretrain_transform(config))
     return Loaders(_train_loader(config, dataset), val, pictures=held_out or plain(samples))
 
 
@@ -302,7 +314,7 @@ def _loader(config, dataset, sampler, persistent):
     return DataLoader(
         dataset, sampler=sampler, batch_size=config.DATA.BATCH_SIZE, num_workers=workers,
         pin_memory=config.DATA.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=persistent and workers > 0,
-        worker_init_fn=_one_thread)
+        worker_init_fn=_one_thread, collate_fn=dataset.collate)
 
 
 def _one_thread(worker_id):

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from config import encoder_config, image_size, load_config  # noqa: E402
-from data.loader import build_mask_generator  # noqa: E402
+from data.loader import draw_masks  # noqa: E402
 from engine import Updater, wait_for  # noqa: E402
 from models import build_model  # noqa: E402
 from optimizer import build_optimizer  # noqa: E402
@@ -70,8 +70,7 @@ class Candidate:
         self.seconds, self.memory = [], 0.0
 
     def _masked(self):
-        masks, rng = build_mask_generator(self.config), rng_for(self.config.SEED)
-        mask = torch.stack([torch.from_numpy(masks(rng)).bool() for _ in range(len(self.images))]).to(self.device)
+        mask = draw_masks(self.config, len(self.images), rng_for(self.config.SEED)).to(self.device)
         return lambda model: model(self.images, mask)
 
     def _classified(self):

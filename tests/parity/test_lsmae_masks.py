@@ -42,7 +42,7 @@ def test_order_of_patches_matches(recorded):
 
 def test_kept_patches_match(recorded):
     generator, arrays, images = recorded
-    num_visible = generator.grid[0] * generator.grid[1] - generator.num_hidden
+    num_visible = generator.count.num_units - generator.count.draw(None)
     kept = [generator.order(arrays["block_permutation"][i])[:num_visible] for i in images]
     assert np.array_equal(kept, arrays["ids_keep"])
 
