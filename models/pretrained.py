@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from models.encoder import REBUILT_BUFFERS, Encoder
-from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
+from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS, MIXMIM_MMPRETRAIN
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.sharding import assign
 
@@ -40,10 +40,30 @@ def encoder_type(weights, prefix=""):
     if f"{prefix}layers.0.blocks.0.attn.logit_scale" in weights:
         return "swinv2"
     if f"{prefix}layers.0.blocks.0.attn.relative_position_bias_table" in weights:
-        return "swin"
+        return "mixmim" if _is_fixed(weights.get(f"{prefix}absolute_pos_embed")) else "swin"
     if f"{prefix}blocks3.0.attn.qkv.weight" in weights:
         return "convmae"
     return "vit" if f"{prefix}blocks.0.attn.qkv.weight" in weights else None
+
+
+def _certain_type(weights):
+    """As `encoder_type`, but None for what may be a Swin whose windows are never shifted or a MixMIM of unusual positions."""
+    found = encoder_type(weights)
+    shifts = any(name.endswith("attn_mask") for name in weights)
+    return None if found == "swin" and "absolute_pos_embed" in weights and not shifts else found
+
+
+def _is_fixed(table):
+    """Whether a position table (1, L, D) is a sin-cos one: at the first token its sines are 0 and its cosines 1.
+
+    MixMIM has such a table and the names of a Swin, which has a learned one or none. The limits leave room for a table that
+    was resized, to half the side at least, whose first token is not quite at 0.
+    """
+    if table is None or table.ndim != 3 or table.shape[-1] % 4:
+        return False
+    table = table.full_tensor() if hasattr(table, "full_tensor") else table  # of a sharded model
+    sines, cosines = table[0, 0].float().view(2, 2, -1).unbind(dim=1)
+    return bool(sines.abs().max() < 0.6 and cosines.min() > 0.7)
 
 
 def as_it_is(weights):
@@ -55,7 +75,7 @@ def under_encoder(weights):
 
 
 def from_mae(weights):
-    """Official MAE and ConvMAE: what is not the decoder's stands at the root, and only with a decoder is a mask token its."""
+    """Official MAE, ConvMAE and MixMIM: the root holds all but the decoder; without that a mask token is the encoder's."""
     return MAE_OFFICIAL.to_ours(weights) if "decoder_embed.weight" in weights else under_encoder(weights)
 
 
@@ -73,7 +93,11 @@ SOURCES = [
            from_transformers),
     Source("mmpretrain's MAE", lambda weights: "backbone.layers.0.ln1.weight" in weights and "backbone.cls_token" in weights,
            MAE_MMPRETRAIN.to_ours),
+    Source("mmpretrain's MixMIM", lambda weights: "backbone.layers.0.blocks.0.ln1.weight" in weights,
+           MIXMIM_MMPRETRAIN.to_ours),
     Source("pre-training model", lambda weights: encoder_type(weights, "encoder.") is not None, as_it_is),
+    Source("MixMIM", lambda weights: encoder_type(weights) == "mixmim"
+           or (encoder_type(weights) == "swin" and "decoder_embed.weight" in weights), from_mae),
     Source("Swin encoder or classifier", lambda weights: encoder_type(weights) == "swin", under_encoder),
     Source("SwinV2 encoder or classifier", lambda weights: encoder_type(weights) == "swinv2", under_encoder),
     Source("ConvMAE", lambda weights: encoder_type(weights) == "convmae", from_mae),
@@ -163,6 +187,8 @@ def load_pretrained(model, path):
 
 def _load_encoder(encoder, weights, report):
     own = _own(encoder)
+    if {_certain_type(weights), _certain_type(encoder.state_dict())} == {"swin", "mixmim"}:  # of the same names
+        raise ValueError(f"{report.path} holds another encoder than this model. {_advice(weights, own)}")
     weights, resized = encoder.resize_state_dict(weights)
     misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
     first = next((name for name in FIRST_KERNELS if name in misfits), None)
