@@ -2,18 +2,20 @@
 import pytest
 import torch
 
-from models.key_maps import MAE_MMPRETRAIN, MIXMIM_MMPRETRAIN
-from models.pretrained import SOURCES, from_mae
+from models.layouts import KINDS, kind_of, read_layout, write_layout
+from models.position import relative_position_index
 
 from .mae_records import load_mim_json
 
 RECORDED = load_mim_json("mappings")
-MAPS = {
-    "mae pre-training to mmpretrain": (MAE_MMPRETRAIN, "MAE", "mmpretrain's MAE", 254),
-    "mixmim pre-training to mmpretrain": (MIXMIM_MMPRETRAIN, "MixMIM", "mmpretrain's MixMIM", 456),
-    "mixmim classification to mmpretrain": (MIXMIM_MMPRETRAIN, "MixMIM", "mmpretrain's MixMIM", 354),
-}
-each_map = pytest.mark.parametrize("name", MAPS)
+NUMBERS = {  # of entries in the records
+    "mae pre-training to mmpretrain": 254, "mixmim pre-training to mmpretrain": 456,
+    "mixmim classification to mmpretrain": 354, "swin pre-training to mmpretrain": 365,
+    "swin classification to mmpretrain": 364, "swin pre-training to timm": 365, "swin classification to timm": 364,
+    "swin pre-training to transformers": 461, "swin classification to transformers": 460, "vit pre-training to timm": 190,
+    "vit classification to timm": 211, "vit pre-training to transformers": 214, "vit classification to transformers": 235,
+    "vit pre-training to mmpretrain": 190}
+each_map = pytest.mark.parametrize("name", RECORDED["mappings"])
 
 
 def entries(name):
@@ -36,12 +38,27 @@ def converted(tensor, operation):
 
 
 def official_weights(name):
-    """Random weights of official names; a MixMIM is told by what its fixed table holds at the first token."""
+    """Random weights of official names, with tables of 2x2 windows; a fixed table tells a MixMIM."""
     generator = torch.Generator().manual_seed(1)
     weights = {official: torch.randn(12, 8, generator=generator) for official, _, _ in entries(name)}
-    if "absolute_pos_embed" in weights:
-        weights["absolute_pos_embed"] = torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]).expand(1, 6, 8)
+    for official in weights:
+        if official.endswith("relative_position_bias_table"):
+            weights[official] = torch.randn(9, 8, generator=generator)
+        elif official.endswith("relative_position_index"):
+            weights[official] = relative_position_index((2, 2))
+        elif official == "absolute_pos_embed":
+            weights[official] = torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]).expand(1, 6, 8)
     return weights
+
+
+def recorded_weights(name):
+    """What the record makes of `official_weights`."""
+    weights = official_weights(name)
+    return {there: converted(weights[official], operation) for official, there, operation in entries(name) if there}
+
+
+def ours_of(name):
+    return read_layout(official_weights(name), name, "official")[0]
 
 
 def assert_equal(one, other):
@@ -49,26 +66,32 @@ def assert_equal(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+def test_every_recorded_mapping_is_complete():
+    assert {name: len(entries(name)) for name in RECORDED["mappings"]} == NUMBERS
+
+
 @each_map
 def test_official_weights_become_those_of_the_record(name):
-    key_map, _, _, number = MAPS[name]
-    weights = official_weights(name)
-    assert len(entries(name)) == number
-    expected = {there: converted(weights[official], operation) for official, there, operation in entries(name) if there}
-    assert_equal(key_map.to_theirs(from_mae(weights)), expected)
+    weights, dropped, _ = write_layout(ours_of(name), name.split()[-1])
+    assert_equal(weights, recorded_weights(name))
+    assert len(dropped) == len({official for official, there, _ in entries(name) if there is None})
 
 
 @each_map
 def test_weights_of_the_record_become_official_ones(name):
-    key_map, _, _, _ = MAPS[name]
-    weights = official_weights(name)
-    there = {there: converted(weights[official], operation) for official, there, operation in entries(name) if there}
-    assert_equal(key_map.to_ours(there), from_mae(weights))
+    layout, ours = name.split()[-1], ours_of(name)
+    dropped = write_layout(ours, layout)[1]
+    back, _, unknown = read_layout(recorded_weights(name), name, layout)
+    assert unknown == []
+    assert_equal(back, {key: tensor for key, tensor in ours.items() if key not in dropped})
 
 
 @each_map
-def test_both_kinds_of_file_are_told_by_their_names(name):
-    key_map, official, theirs, _ = MAPS[name]
-    weights = official_weights(name)
-    for kind, file in ((official, weights), (theirs, key_map.to_theirs(from_mae(weights)))):
-        assert next(source.name for source in SOURCES if source.recognises(file)) == kind
+def test_official_weights_come_out_as_they_went_in(name):
+    assert_equal(write_layout(ours_of(name), "official")[0], official_weights(name))
+
+
+@each_map
+def test_kind_of_encoder_is_told_by_its_names(name):
+    kind = {"vit": "relative_vit", "mae": "mae_vit"}.get(name.split()[0], name.split()[0])
+    assert kind_of(ours_of(name)) == kind and kind in KINDS
