@@ -137,7 +137,8 @@ LAYOUTS = {
                        fits_no_swin_of_transformers),
         "swinv2": Target(SWINV2_TRANSFORMERS, "transformers: Swinv2ForMaskedImageModeling, Swinv2ForImageClassification, "
                                               "Swinv2Model", has_positions),
-        "relative_vit": Target(BEIT_TRANSFORMERS, "transformers: BeitModel, BeitForImageClassification", fits_no_beit),
+        "relative_vit": Target(BEIT_TRANSFORMERS, "transformers: BeitModel, BeitForImageClassification (use_mean_pooling=False "
+                                                  "without fc_norm)", fits_no_beit),
         "plain_vit": Target(SIMMIM_VIT_TRANSFORMERS, "transformers: ViTForMaskedImageModeling, ViTForImageClassification, "
                                                      "ViTModel", fits_no_vit_of_transformers),
         "mae_vit": Target(MAE_TRANSFORMERS, "transformers: ViTMAEForPreTraining, ViTForImageClassification, ViTMAEModel",

@@ -9,7 +9,7 @@ from models import build_model
 from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
 from models.position import resize_position_embedding, sincos_table
 from models.pretrained import encoder_type, load_pretrained
-from models.renaming import KeyMap
+from models.renaming import MERGED, KeyMap
 
 from ..helpers import opts_of
 
@@ -106,6 +106,40 @@ def test_a_part_of_a_fused_weight_alone_keeps_its_name():
     assert fused.to_ours({"x.q.weight": torch.ones(1)}).keys() == {"x.q.weight"}
     assert torch.equal(fused.to_ours({"x.k.bias": torch.zeros(1), "x.q.bias": torch.ones(1)})["a.qkv.bias"],
                        torch.tensor([1.0, 0.0]))
+
+
+def test_weights_of_nothing_there_are_dropped_and_named():
+    some = KeyMap((("a.{*}.index", None), ("a.{*}", "{*}")))
+    weights = {"a.x.index": torch.ones(1), "a.x.weight": torch.zeros(1)}
+    assert some.to_theirs(weights).keys() == {"x.weight"} and some.dropped(weights) == ["a.x.index"]
+
+
+def test_number_after_goes_there_and_back():
+    shifted = KeyMap((("a.{i}.b.{i+1}", "{i+1}.b.{i}"),))
+    weights = {"a.9.b.1": torch.ones(1)}
+    assert shifted.to_theirs(weights).keys() == {"10.b.0"} and shifted.to_ours({"10.b.0": torch.ones(1)}).keys() == {"a.9.b.1"}
+    assert shifted.to_ours({"0.b.0": torch.ones(1)}).keys() == {"0.b.0"}  # comes after no number
+
+
+def test_encoder_alone_has_no_prefix_there():
+    some = KeyMap((("encoder.{*}", "vit.{*}"), ("decoder.{*}", "decoder.{*}")), "vit.")
+    alone = {"encoder.x": torch.ones(1)}
+    assert some.to_theirs(alone).keys() == {"x"}
+    assert some.to_theirs(alone | {"decoder.y": torch.ones(1)}).keys() == {"vit.x", "decoder.y"}
+    assert some.to_ours({"x": torch.ones(1)}).keys() == some.to_ours({"vit.x": torch.ones(1)}).keys() == {"encoder.x"}
+
+
+@torch.no_grad()
+def test_merging_in_the_order_of_unfold_gives_what_ours_gives():
+    """mmpretrain's merging: nn.Unfold of 2x2, then norm and reduction."""
+    merging = model_of(SWIN, False).layers[0].downsample
+    rule = KeyMap((("{*}", "{*}", MERGED),))
+    there = rule.to_theirs(merging.state_dict())
+    x = torch.randn(2, 4, 6, 8)
+    unfolded = torch.nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)  # (B, 2*3, 4C)
+    normed = torch.nn.functional.layer_norm(unfolded, (32,), there["norm.weight"], there["norm.bias"])
+    torch.testing.assert_close(normed @ there["reduction.weight"].T, merging(x).flatten(1, 2), atol=1e-5, rtol=0)
+    assert_equal(rule.to_ours(there), merging.state_dict())
 
 
 # ---- MixMIM has the names of a Swin -------------------------------------------------------------------------------
