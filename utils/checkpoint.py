@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 import torch
 
 from utils import distributed, formats, sharding
+from utils.download import fetch, weights_folder
 
 EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)(\.pth)?")  # the name of a folder has no ending
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # what DistributedDataParallel and torch.compile put before names
@@ -57,12 +58,12 @@ def load_checkpoint(source, moments=True):
     """Read a checkpoint onto the CPU.
 
     Args:
-        source: path, or http(s) address (downloaded once into torch.hub's cache).
+        source: path, or http(s) address (downloaded once, see utils.download), or file:// address.
         moments: whether to read the moments of the optimizer from a folder, where they can be left on disk.
     Returns: dictionary. A config pickled by yacs comes back as nested dictionaries; a folder as one file would.
     Raises: FileNotFoundError; ValueError if the file is broken or holds anything but plain data.
     """
-    path = _download(source) if urlparse(str(source)).scheme in ("http", "https") else Path(source)
+    path = _download(source) if urlparse(str(source)).scheme in ("http", "https", "file") else Path(source)
     if str(source) and path.is_dir():
         return load_folder(path, moments=moments)
     if not path.is_file():
@@ -75,18 +76,9 @@ def load_checkpoint(source, moments=True):
 
 
 def _download(address):
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     name = Path(urlparse(address).path)
     # names repeat at other addresses, so the address is part of the file's name
-    path = folder / f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}"
-    if not path.is_file():
-        try:
-            torch.hub.download_url_to_file(address, str(path))
-        except OSError as error:
-            raise ValueError(f"{address} could not be downloaded ({error}). Fetch it yourself and pass its path, or put it "
-                             f"at {path}.") from error
-    return path
+    return fetch(address, weights_folder() / f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}")
 
 
 def epoch_checkpoints(folder):
