@@ -36,6 +36,7 @@ _C.DATA.MASK_TYPE = "random"            # + random (SimMIM, MAE) | blockwise (LS
 _C.DATA.MASK_PATCH_SIZE = 32            # pixels: side of the square unit that is hidden or visible as a whole
 _C.DATA.MASK_RATIO = 0.6                # share of hidden units, 0 to 1
 _C.DATA.MASK_ROUND = "up"               # + to whole units: up (SimMIM) | down | visible_down (what stays visible, MAE)
+_C.DATA.MASK_SHARED = False             # + one mask for all images of a batch (MixMIM)
 _C.DATA.CROP = "rrc"                    # + pre-training: rrc (random area and shape) | src (short side resized, PixMIM)
 _C.DATA.CROP_SCALE = [0.67, 1.0]        # + area of the random crop in pre-training, as a share of the image
 _C.DATA.CROP_INTERPOLATION = "bilinear"  # + resizing in pre-training: bicubic | bilinear | lanczos | nearest
@@ -108,6 +109,21 @@ _C.MODEL.CONVMAE.DEPTHS = [2, 2, 11]    # blocks; convolutions in the first two 
 _C.MODEL.CONVMAE.NUM_HEADS = 12         # of the third stage
 _C.MODEL.CONVMAE.MLP_RATIO = [4.0, 4.0, 4.0]
 _C.MODEL.CONVMAE.QKV_BIAS = True
+
+_C.MODEL.MIXMIM = CfgNode()             # + encoder
+_C.MODEL.MIXMIM.PATCH_SIZE = 4          # pixels
+_C.MODEL.MIXMIM.IN_CHANS = 3
+_C.MODEL.MIXMIM.EMBED_DIM = 128         # width of the first stage; doubles at each stage
+_C.MODEL.MIXMIM.DEPTHS = [2, 2, 18, 2]  # blocks per stage
+_C.MODEL.MIXMIM.NUM_HEADS = [4, 8, 16, 32]
+_C.MODEL.MIXMIM.WINDOW_SIZES = [14, 14, 14, 7]  # tokens, per stage; a window shrinks to the map where the map is smaller
+_C.MODEL.MIXMIM.MLP_RATIO = 4.0
+_C.MODEL.MIXMIM.DECODER_EMBED_DIM = 512  # + and method
+_C.MODEL.MIXMIM.DECODER_DEPTH = 8
+_C.MODEL.MIXMIM.DECODER_NUM_HEADS = 16
+_C.MODEL.MIXMIM.DECODER_NORM_EPS = 1e-5  # of the decoder's LayerNorms; 1e-6 in mmpretrain
+_C.MODEL.MIXMIM.NORM_PIX_LOSS = False   # predict pixels normalised by their cell
+_C.MODEL.MIXMIM.RANGE_MASK_RATIO = 0.0  # ratios of masks lie between DATA.MASK_RATIO and this much more
 
 _C.MODEL.SIMMIM = CfgNode()
 _C.MODEL.SIMMIM.TARGET = "pixels"       # + what is predicted; models/targets.py lists them
@@ -228,6 +244,9 @@ _CHOICES = {
 }
 _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "MODEL.MAE.DECODER_EMBED_DIM": (1, None), "MODEL.MAE.DECODER_DEPTH": (1, None), "MODEL.MAE.DECODER_NUM_HEADS": (1, None),
+    "MODEL.MIXMIM.DECODER_EMBED_DIM": (1, None), "MODEL.MIXMIM.DECODER_DEPTH": (1, None),
+    "MODEL.MIXMIM.DECODER_NUM_HEADS": (1, None), "MODEL.MIXMIM.DECODER_NORM_EPS": (0, None),
+    "MODEL.MIXMIM.RANGE_MASK_RATIO": (0, 1), "MODEL.MIXMIM.MLP_RATIO": (1e-3, None),
     "MODEL.PIXMIM.CUTOFF_RADIUS": (0, None), "TRAIN.LR_SCALE_BATCH": (1, None),
     "SEED": (0, None), "LOCAL_RANK": (0, None), "MODEL.SWIN.MLP_RATIO": (1e-3, None),
     "MODEL.SWINV2.MLP_RATIO": (1e-3, None), "MODEL.VIT.MLP_RATIO": (1e-3, None),
@@ -526,8 +545,9 @@ def _check(config):
         for key in ("MEAN", "STD"):
             if len(config.DATA[key]) not in (0, channels):
                 raise ValueError(f"DATA.{key} has {len(config.DATA[key])} values for IN_CHANS={channels}: give one each.")
-    if config.MODEL.METHOD == "mae":
-        _check_mae(config.MODEL.MAE)
+    if config.MODEL.METHOD in ("mae", "mixmim"):
+        section = config.MODEL.METHOD.upper()
+        _check_decoder(f"MODEL.{section}", config.MODEL[section])
     if config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE % 2 == 0:
         raise ValueError(f"MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE={config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE} is even: the "
                          f"window is centred on a pixel. Use {config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE + 1}.")
@@ -550,6 +570,24 @@ def check_pretraining(config):
     if whole and (height % unit or width % unit):
         raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
                          f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
+    if config.MODEL.METHOD == "mixmim" and config.MODEL.TYPE == "mixmim":
+        _check_mixing(config)
+
+
+def _check_mixing(config):
+    """Refuse masks that do not tell two images apart on the last map of MixMIM."""
+    stride = config.MODEL.MIXMIM.PATCH_SIZE * 2 ** (len(config.MODEL.MIXMIM.DEPTHS) - 1)
+    data, ratios = config.DATA, config.DATA.MASK_RATIO + config.MODEL.MIXMIM.RANGE_MASK_RATIO
+    if not data.MASK_SHARED:
+        raise ValueError("DATA.MASK_SHARED=False: MODEL.METHOD mixmim mixes images, which needs one mask for all of a batch. "
+                         "Use DATA.MASK_SHARED True.")
+    if data.MASK_TYPE not in _WHOLE_UNITS or data.MASK_PATCH_SIZE % stride:
+        raise ValueError(f"DATA.MASK_TYPE={data.MASK_TYPE} with DATA.MASK_PATCH_SIZE={data.MASK_PATCH_SIZE}: MODEL.METHOD "
+                         f"mixmim hides whole cells of the last map, {stride} pixels wide. Use DATA.MASK_TYPE random and "
+                         f"DATA.MASK_PATCH_SIZE {stride}.")
+    if ratios > 1:
+        raise ValueError(f"DATA.MASK_RATIO={data.MASK_RATIO} plus MODEL.MIXMIM.RANGE_MASK_RATIO="
+                         f"{config.MODEL.MIXMIM.RANGE_MASK_RATIO} is above 1: a ratio lies between 0 and 1.")
 
 
 def mixing_is_on(config):
@@ -603,22 +641,28 @@ def _check_schedule(train):
                          f"MULTISTEPS={steps}: use at most {steps[0]}.")
 
 
-def _check_swin(config):
-    swin, section = encoder_config(config), f"MODEL.{config.MODEL.TYPE.upper()}"
-    if not swin.DEPTHS or len(swin.DEPTHS) != len(swin.NUM_HEADS):
-        raise ValueError(f"{section}.DEPTHS={swin.DEPTHS} and {section}.NUM_HEADS={swin.NUM_HEADS} must have one value "
+def _check_stages(config):
+    """Depths and heads of an encoder with stages of twice the width each."""
+    stages, section = encoder_config(config), f"MODEL.{config.MODEL.TYPE.upper()}"
+    if not stages.DEPTHS or len(stages.DEPTHS) != len(stages.NUM_HEADS):
+        raise ValueError(f"{section}.DEPTHS={stages.DEPTHS} and {section}.NUM_HEADS={stages.NUM_HEADS} must have one value "
                          f"for each stage, and so the same length.")
-    if min(swin.DEPTHS) < 1 or min(swin.NUM_HEADS) < 1:
-        raise ValueError(f"{section}.DEPTHS={swin.DEPTHS} and {section}.NUM_HEADS={swin.NUM_HEADS} must be at least 1.")
-    for stage, heads in enumerate(swin.NUM_HEADS):
-        width = swin.EMBED_DIM * 2 ** stage
+    if min(stages.DEPTHS) < 1 or min(stages.NUM_HEADS) < 1:
+        raise ValueError(f"{section}.DEPTHS={stages.DEPTHS} and {section}.NUM_HEADS={stages.NUM_HEADS} must be at least 1.")
+    for stage, heads in enumerate(stages.NUM_HEADS):
+        width = stages.EMBED_DIM * 2 ** stage
         if width % heads:
             fit = max(h for h in range(1, heads + 1) if width % h == 0)
-            raise ValueError(f"{section}.NUM_HEADS={swin.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
-                             f"stage {stage} (EMBED_DIM={swin.EMBED_DIM} x {2 ** stage}). Use e.g. {fit} heads there.")
+            raise ValueError(f"{section}.NUM_HEADS={stages.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
+                             f"stage {stage} (EMBED_DIM={stages.EMBED_DIM} x {2 ** stage}). Use e.g. {fit} heads there.")
+
+
+def _check_swin(config):
+    _check_stages(config)
+    swin, section = encoder_config(config), f"MODEL.{config.MODEL.TYPE.upper()}"
 
     def problem(size, window):
-        return _swin_problem(size, swin.PATCH_SIZE, len(swin.DEPTHS), window)
+        return _window_problem(size, swin.PATCH_SIZE, [window] * len(swin.DEPTHS))
 
     sides = image_size(config)
     found = problem(sides[0], swin.WINDOW_SIZE) or problem(sides[1], swin.WINDOW_SIZE)
@@ -642,36 +686,59 @@ def _check_swinv2(config):
                          f"{len(swin.DEPTHS)} stages of MODEL.SWINV2.DEPTHS={swin.DEPTHS}.")
 
 
-def _swin_problem(size, patch, num_stages, window):
-    """Why a side of `size` pixels can't go through the stages, or None. A window shrinks to a smaller map."""
-    unit = patch * 2 ** (num_stages - 1)
+def _check_mixmim(config):
+    _check_stages(config)
+    mixmim, section = config.MODEL.MIXMIM, "MODEL.MIXMIM"
+    windows = mixmim.WINDOW_SIZES
+    if len(windows) != len(mixmim.DEPTHS) or min(windows) < 1:
+        raise ValueError(f"{section}.WINDOW_SIZES={windows} must have one value of at least 1 for each of the "
+                         f"{len(mixmim.DEPTHS)} stages of {section}.DEPTHS={mixmim.DEPTHS}.")
+    _check_sincos(f"{section}.EMBED_DIM", mixmim.EMBED_DIM)
+    for size in image_size(config):
+        found = _window_problem(size, mixmim.PATCH_SIZE, windows)
+        if found:
+            maps = [size // mixmim.PATCH_SIZE // 2 ** stage for stage in range(len(windows))]
+            fitting = [max(w for w in range(1, window + 1) if side % w == 0)
+                       for window, side in zip(windows, maps, strict=True) if side]
+            advice = f"Use e.g. {section}.WINDOW_SIZES {str(fitting).replace(' ', '')}"
+            if size % (mixmim.PATCH_SIZE * 2 ** (len(windows) - 1)):
+                advice = "Use another DATA.IMG_SIZE"
+            raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZES={windows}: {found}. {advice}.")
+
+
+def _window_problem(size, patch, windows):
+    """Why a side of `size` pixels can't go through stages of these windows, or None. A window shrinks to a smaller map."""
+    unit = patch * 2 ** (len(windows) - 1)
     if size % unit:
-        return f"the image side must be a multiple of {unit} (PATCH_SIZE {patch} halved {num_stages - 1} times)"
-    for stage in range(num_stages):
+        return f"the image side must be a multiple of {unit} (PATCH_SIZE {patch} halved {len(windows) - 1} times)"
+    for stage, window in enumerate(windows):
         side = size // patch // 2 ** stage
         if side % min(window, side):
             return f"the window does not divide the map of stage {stage}, {side} tokens wide"
     return None
 
 
-def _check_mae(mae):
-    width, heads = mae.DECODER_EMBED_DIM, mae.DECODER_NUM_HEADS
+def _check_decoder(section, decoder):
+    width, heads = decoder.DECODER_EMBED_DIM, decoder.DECODER_NUM_HEADS
     if width % heads:
         fit = max(h for h in range(1, heads + 1) if width % h == 0)
-        raise ValueError(f"MODEL.MAE.DECODER_NUM_HEADS={heads} does not divide MODEL.MAE.DECODER_EMBED_DIM={width}. Use e.g. "
+        raise ValueError(f"{section}.DECODER_NUM_HEADS={heads} does not divide {section}.DECODER_EMBED_DIM={width}. Use e.g. "
                          f"{fit} heads.")
+    _check_sincos(f"{section}.DECODER_EMBED_DIM", width)
+
+
+def _check_sincos(key, width):
     if width % 4:
-        raise ValueError(f"MODEL.MAE.DECODER_EMBED_DIM={width} must be a multiple of 4: a quarter each for sines and cosines "
-                         f"of column and row. Use {-(-width // 4) * 4}.")
+        raise ValueError(f"{key}={width} must be a multiple of 4: a quarter each for sines and cosines of column and row. Use "
+                         f"{-(-width // 4) * 4}.")
 
 
 def _check_vit(config):
     vit = config.MODEL.VIT
     if vit.USE_APE and vit.USE_SINCOS_APE:
         raise ValueError("MODEL.VIT.USE_APE and USE_SINCOS_APE are both True: an encoder has one absolute position embedding.")
-    if vit.USE_SINCOS_APE and vit.EMBED_DIM % 4:
-        raise ValueError(f"MODEL.VIT.EMBED_DIM={vit.EMBED_DIM} must be a multiple of 4 for MODEL.VIT.USE_SINCOS_APE: a quarter "
-                         f"each for sines and cosines of column and row. Use {-(-vit.EMBED_DIM // 4) * 4}.")
+    if vit.USE_SINCOS_APE:
+        _check_sincos("MODEL.VIT.EMBED_DIM", vit.EMBED_DIM)
     if vit.EMBED_DIM % vit.NUM_HEADS:
         fit = max(h for h in range(1, vit.NUM_HEADS + 1) if vit.EMBED_DIM % h == 0)
         raise ValueError(f"MODEL.VIT.NUM_HEADS={vit.NUM_HEADS} does not divide MODEL.VIT.EMBED_DIM={vit.EMBED_DIM}. "
@@ -705,4 +772,5 @@ def _check_convmae(config):
                              f"Use DATA.IMG_SIZE {max(round(size / convmae.PATCH_SIZE), 1) * convmae.PATCH_SIZE}.")
 
 
-_ENCODER_CHECKS = {"convmae": _check_convmae, "swin": _check_swin, "swinv2": _check_swinv2, "vit": _check_vit}
+_ENCODER_CHECKS = {"convmae": _check_convmae, "mixmim": _check_mixmim, "swin": _check_swin, "swinv2": _check_swinv2,
+                   "vit": _check_vit}

@@ -22,14 +22,13 @@ from torchvision.models import get_weight
 from config import pixel_statistics, with_values
 from data.datasets import class_names, image_files
 from data.inputs import Preparation, as_list
-from data.masks import build_mask_generator
+from data.masks import draw_masks
 from data.transforms import eval_transform, heldout_transform
 from models import zoo
 from models.encoder import Encoder
-from models.layers import lift_mask
 from models.recipes import TASKS, build, load_into, open_recipe
 from utils.cli import run
-from utils.pictures import reconstruction_grid
+from utils.pictures import picture_grid
 from utils.precision import build_precision
 from utils.registry import pick
 from utils.seeding import MASK, rng_for
@@ -176,8 +175,8 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
         model, images, device, pretrained: as in inference_model; the model is a pre-training one.
         mask_ratio: share that is hidden; None = DATA.MASK_RATIO.
         mask: (h, w) on the encoder's patch grid, True or 1 = hidden, for all images; instead of random ones.
-        seed: of the random masks, another one for each image.
-    Returns: PIL image, one row an image: original, masked, prediction, and the prediction pasted into the visible parts.
+        seed: of the random masks.
+    Returns: PIL image, one row an image, with the columns that the method names: original, masked, prediction and so on.
     Raises: ValueError on a model that reconstructs nothing, or has no decoder from its file.
     """
     images, _ = as_list(images)
@@ -186,8 +185,11 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
     if mask_ratio is not None and mask is not None:
         raise ValueError("mask and mask_ratio contradict each other: leave one out.")
     config = recipe.config if mask_ratio is None else with_values(recipe.config, DATA__MASK_RATIO=mask_ratio)
-    masks = [torch.as_tensor(mask)] * len(images) if mask is not None else _random_masks(config, len(images), seed)
-    return _run(model, images, len(images), heldout_transform, lambda model, batch: _sheet(model, batch, torch.stack(masks)))
+    if mask is None:
+        masks = draw_masks(config, len(images), rng_for(seed, MASK))
+    else:
+        masks = torch.stack([torch.as_tensor(mask)] * len(images))
+    return _run(model, images, len(images), heldout_transform, lambda model, batch: _sheet(model, batch, masks))
 
 
 def imagenet_classes():
@@ -286,16 +288,9 @@ FEATURES = {"map": lambda model, images: _encoder(model).forward_map(images),
             "tokens": lambda model, images: _encoder(model).forward_tokens(images), "pooled": _pooled}
 
 
-def _random_masks(config, number, seed):
-    generator = build_mask_generator(config)
-    return [torch.from_numpy(generator(rng_for(seed, MASK, 0, i))).bool() for i in range(number)]
-
-
 def _sheet(model, images, masks):
-    """Reconstructions of (B, C, H, W) under (B, h, w) as a PIL image."""
-    masks = masks.to(images.device)
-    prediction = model.reconstruct(images, masks, denormalize=True)
-    return reconstruction_grid(images, lift_mask(masks, images.shape[-2:]), prediction, *pixel_statistics(model.recipe.config))
+    """The pictures that a method shows of (B, C, H, W) under (B, h, w), as one PIL image."""
+    return picture_grid(model.pictures(images, masks.to(images.device)), *pixel_statistics(model.recipe.config))
 
 
 # ---- command line -------------------------------------------------------------------------------------------------

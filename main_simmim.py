@@ -25,14 +25,13 @@ from engine import (
 )
 from lr_scheduler import build_scheduler
 from models import build_model
-from models.layers import lift_mask
 from models.pretrained import load_pretrained
 from optimizer import build_optimizer
 from resume import resume, save_encoder
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
-from utils.pictures import reconstruction_grid
+from utils.pictures import picture_grid
 from utils.sharding import gathered
 
 log = logging.getLogger("simmim.main")
@@ -106,11 +105,11 @@ def picture(job, dataset):
     """Reconstructions of the first VIS_IMAGES images, evenly spread over the data, always with the same masks."""
     number = min(job.config.VIS_IMAGES, len(dataset))
     samples = [dataset[i * len(dataset) // number] for i in range(number)]
-    images, masks = (torch.stack(parts).to(job.device) for parts in zip(*samples, strict=True))
+    images, masks = (part.to(job.device) for part in dataset.collate(samples))
     job.model.eval()
     with job.updater.precision.autocast(), gathered(job.model):
-        prediction = job.model.reconstruct(images, masks, denormalize=True)
-    return reconstruction_grid(images, lift_mask(masks, images.shape[-2:]), prediction, *pixel_statistics(job.config))
+        columns = job.model.pictures(images, masks)
+    return picture_grid(columns, *pixel_statistics(job.config))
 
 
 if __name__ == "__main__":

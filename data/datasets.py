@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
@@ -43,22 +43,33 @@ class ImageDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self.image(epoch, index), self.samples[index][1]
 
+    def collate(self, samples):
+        """A batch of items."""
+        return default_collate(samples)
+
 
 class MaskedImageDataset(ImageDataset):
     """Images with a mask for pre-training: items are (image, mask), mask (h, w) bool, True = hidden.
 
     Args:
         mask_generator: see data/masks.py.
+        shared: all images of a batch get the mask of its first one.
     """
 
-    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0):
+    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False):
         super().__init__(samples, transform, mode, seed)
         self.mask_generator = mask_generator
+        self.shared = shared
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         mask = self.mask_generator(rng_for(self.seed, MASK, epoch, index))
         return self.image(epoch, index), torch.from_numpy(mask).bool()
+
+    def collate(self, samples):
+        if self.shared:
+            samples = [(image, samples[0][1]) for image, _ in samples]
+        return super().collate(samples)
 
 
 def read_image(source, mode="RGB", name=None):

@@ -133,8 +133,11 @@ def _pretrain_loaders(config, train):
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config)
     masks, mode = build_mask_generator(config), pil_mode(config)
 
+    def masked(samples, transform):
+        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED)
+
     def plain(samples):
-        return MaskedImageDataset(samples, heldout_transform(config), masks, mode, config.SEED)
+        return masked(samples, heldout_transform(config))
 
     held_out = plain(unlabelled_samples(val_folder, VAL_FLAG)) if val_folder else None
     val = _eval_loader(config, held_out) if held_out else None
@@ -142,7 +145,7 @@ def _pretrain_loaders(config, train):
         return Loaders(None, val, pictures=held_out)
     _warn_of_val_inside(train_folder, val_folder)
     samples = unlabelled_samples(train_folder)
-    dataset = MaskedImageDataset(samples, pretrain_transform(config), masks, mode, config.SEED)
+    dataset = masked(samples, pretrain_transform(config))
     return Loaders(_train_loader(config, dataset), val, pictures=held_out or plain(samples))
 
 
@@ -295,7 +298,7 @@ def _loader(config, dataset, sampler, persistent):
     return DataLoader(
         dataset, sampler=sampler, batch_size=config.DATA.BATCH_SIZE, num_workers=workers,
         pin_memory=config.DATA.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=persistent and workers > 0,
-        worker_init_fn=_one_thread)
+        worker_init_fn=_one_thread, collate_fn=dataset.collate)
 
 
 def _one_thread(worker_id):

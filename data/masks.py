@@ -1,5 +1,6 @@
 """Which patches of an image are hidden."""
 import numpy as np
+import torch
 
 from config import encoder_config, image_size
 from utils.registry import pick
@@ -16,6 +17,27 @@ def num_hidden(num_units, ratio, rounding):
     return int(np.ceil(num_units * ratio)) if rounding == "up" else int(num_units * ratio)
 
 
+class HiddenCount:
+    """How many units each mask hides: always as many, or a number from a range of ratios.
+
+    Args:
+        num_units: of an image.
+        ratio, ratio_range: the ratio of a mask lies between `ratio` and `ratio + ratio_range`.
+        rounding: see num_hidden.
+    """
+
+    def __init__(self, num_units, ratio, rounding, ratio_range):
+        if not 0 <= ratio <= ratio + ratio_range <= 1:
+            raise ValueError(f"mask_ratio={ratio} and, with ratio_range, {ratio + ratio_range} must lie between 0 and 1.")
+        self.num_units, self.rounding = num_units, rounding
+        self.ratios = (ratio, ratio + ratio_range)
+
+    def draw(self, rng):
+        """The number for one mask; where ratios do not differ, nothing is drawn."""
+        low, high = self.ratios
+        return num_hidden(self.num_units, low if low == high else rng.uniform(low, high), self.rounding)
+
+
 class MaskGenerator:
     """Hide random square units of an image.
 
@@ -25,22 +47,20 @@ class MaskGenerator:
         model_patch_size: side of the encoder's patch in pixels; divides the unit.
         mask_ratio: share of hidden units, 0 to 1.
         rounding: how it becomes a number of units, see num_hidden.
+        ratio_range: every mask's ratio is drawn from mask_ratio to mask_ratio + ratio_range (MixMIM's official code).
     Raises: ValueError where sizes do not divide.
     Source: SimMIM (arXiv 2111.09886), section 3.2; draws equal those of the official MaskGenerator.
     """
 
     def __init__(self, input_size=192, mask_patch_size=32, model_patch_size=4, mask_ratio=0.6,
-                 rounding="up"):
+                 rounding="up", ratio_range=0.0):
         height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
         if height % mask_patch_size or width % mask_patch_size or mask_patch_size % model_patch_size:
             raise ValueError(f"a mask needs whole units: mask_patch_size={mask_patch_size} must divide the image "
                              f"{height}x{width} and be a multiple of model_patch_size={model_patch_size}.")
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"mask_ratio={mask_ratio} must lie between 0 and 1.")
         self.units = (height // mask_patch_size, width // mask_patch_size)
         self.scale = mask_patch_size // model_patch_size
-        num_units = self.units[0] * self.units[1]
-        self.num_hidden = num_hidden(num_units, mask_ratio, rounding)
+        self.count = HiddenCount(self.units[0] * self.units[1], mask_ratio, rounding, ratio_range)
 
     def __call__(self, rng=None):
         """Draw a mask.
@@ -49,9 +69,10 @@ class MaskGenerator:
             rng: numpy RandomState; None = numpy's global legacy generator.
         Returns: (rows, cols) int64 on the encoder's patch grid, 1 = hidden.
         """
-        permutation = (rng or np.random).permutation(self.units[0] * self.units[1])
-        mask = np.zeros(self.units[0] * self.units[1], dtype=np.int64)
-        mask[permutation[:self.num_hidden]] = 1
+        rng = rng or np.random
+        permutation = rng.permutation(self.count.num_units)
+        mask = np.zeros(self.count.num_units, dtype=np.int64)
+        mask[permutation[:self.count.draw(rng)]] = 1
         return mask.reshape(self.units).repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
 
@@ -66,17 +87,17 @@ class BlockwiseMaskGenerator:
         model_patch_size: side of the encoder's patch in pixels; divides the block.
         mask_ratio: share of hidden patches, 0 to 1.
         rounding: how it becomes a number of patches, see num_hidden.
+        ratio_range: as MaskGenerator.
     Raises: ValueError where patches do not divide image or block.
     Source: LSMAE (arXiv 2210.07224), section 3; the order within a block is that of the official code.
     """
 
-    def __init__(self, input_size=448, mask_patch_size=32, model_patch_size=16, mask_ratio=0.75, rounding="visible_down"):
+    def __init__(self, input_size=448, mask_patch_size=32, model_patch_size=16, mask_ratio=0.75, rounding="visible_down",
+                 ratio_range=0.0):
         height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
         if height % model_patch_size or width % model_patch_size or mask_patch_size % model_patch_size:
             raise ValueError(f"a mask needs whole patches: model_patch_size={model_patch_size} must divide the image "
                              f"{height}x{width} and mask_patch_size={mask_patch_size}.")
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"mask_ratio={mask_ratio} must lie between 0 and 1.")
         self.grid = (height // model_patch_size, width // model_patch_size)
         side = mask_patch_size // model_patch_size
         rows, cols = np.divmod(np.arange(self.grid[0] * self.grid[1]), self.grid[1])
@@ -84,7 +105,7 @@ class BlockwiseMaskGenerator:
         self.num_blocks = blocks[0] * blocks[1]
         self.block = rows // side * blocks[1] + cols // side      # of each patch
         self.rank = cols % side * side + rows % side              # within its block, column by column
-        self.num_hidden = num_hidden(len(rows), mask_ratio, rounding)
+        self.count = HiddenCount(len(rows), mask_ratio, rounding, ratio_range)
 
     def order(self, permutation):
         """All patches in the order of their blocks: (num_blocks,) block numbers -> (rows * cols,) row-major positions."""
@@ -92,9 +113,10 @@ class BlockwiseMaskGenerator:
 
     def __call__(self, rng=None):
         """Draw a mask: as MaskGenerator; what comes first in `order` stays visible."""
-        order = self.order((rng or np.random).permutation(self.num_blocks))
+        rng = rng or np.random
+        order = self.order(rng.permutation(self.num_blocks))
         mask = np.zeros(len(order), dtype=np.int64)
-        mask[order[len(order) - self.num_hidden:]] = 1
+        mask[order[len(order) - self.count.draw(rng):]] = 1
         return mask.reshape(self.grid)
 
 
@@ -104,6 +126,14 @@ MASKS = {"blockwise": BlockwiseMaskGenerator, "random": MaskGenerator}
 
 def build_mask_generator(config):
     """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
-    mask = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE")
-    return mask(image_size(config), config.DATA.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, config.DATA.MASK_RATIO,
-                config.DATA.MASK_ROUND)
+    mask, data = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE"), config.DATA
+    ratio_range = config.MODEL.MIXMIM.RANGE_MASK_RATIO if config.MODEL.METHOD == "mixmim" else 0.0
+    return mask(image_size(config), data.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, data.MASK_RATIO, data.MASK_ROUND,
+                ratio_range)
+
+
+def draw_masks(config, number, rng):
+    """Masks of a batch of `number` images, (number, rows, cols) bool, from a numpy RandomState."""
+    generator = build_mask_generator(config)
+    masks = [generator(rng)] * number if config.DATA.MASK_SHARED else [generator(rng) for _ in range(number)]
+    return torch.from_numpy(np.stack(masks)).bool()

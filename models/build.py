@@ -7,6 +7,8 @@ from torch import nn
 from config import check_pretraining, image_size
 from models.convmae import build_convmae
 from models.mae import build_mae
+from models.mixmim import build_mixmim
+from models.mixmim_encoder import build_mixmim_encoder
 from models.simmim import build_simmim
 from models.swin import build_swin
 from models.swinv2 import build_swinv2
@@ -14,8 +16,9 @@ from models.vit import build_vit
 from utils import sharding
 from utils.registry import pick
 
-ENCODERS = {"convmae": build_convmae, "swin": build_swin, "swinv2": build_swinv2, "vit": build_vit}
-METHODS = {"mae": build_mae, "simmim": build_simmim}
+ENCODERS = {"convmae": build_convmae, "mixmim": build_mixmim_encoder, "swin": build_swin, "swinv2": build_swinv2,
+            "vit": build_vit}
+METHODS = {"mae": build_mae, "mixmim": build_mixmim, "simmim": build_simmim}
 
 
 def build_encoder(config, num_classes=0, use_mask_token=False):

@@ -1,4 +1,4 @@
-"""The decoder of methods whose encoder sees only the visible patches."""
+"""The transformer that predicts pixels of hidden patches from features of visible ones."""
 import torch
 from torch import nn
 
@@ -16,10 +16,11 @@ class PixelDecoder(nn.Module):
         grid: (h, w) patches its position table is made for; other grids work.
         patch_size, in_chans: of the images.
         num_prefix_tokens: tokens before those of the patches (class token); they take part and are dropped at the end.
+        norm_eps: of all LayerNorms.
     Source: MAE (arXiv 2111.06377), section 3.
     """
 
-    def __init__(self, in_dim, dim, depth, num_heads, grid, patch_size, in_chans, num_prefix_tokens):
+    def __init__(self, in_dim, dim, depth, num_heads, grid, patch_size, in_chans, num_prefix_tokens=0, norm_eps=NORM_EPS):
         super().__init__()
         self.grid = grid
         self.patch_size = patch_size
@@ -27,12 +28,12 @@ class PixelDecoder(nn.Module):
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_prefix_tokens + grid[0] * grid[1], dim), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(dim, num_heads, key_bias=True) for _ in range(depth))
-        self.norm = LayerNorm(dim, eps=NORM_EPS)
+        self.blocks = nn.ModuleList(Block(dim, num_heads, key_bias=True, norm_eps=norm_eps) for _ in range(depth))
+        self.norm = LayerNorm(dim, eps=norm_eps)
         self.pred = nn.Linear(dim, patch_size ** 2 * in_chans)
 
     def forward(self, tokens, ids, grid):
-        """Predict every patch.
+        """Predict every patch from the visible ones.
 
         Args:
             tokens: (B, num_prefix_tokens + n, in_dim), of the visible patches.
@@ -44,7 +45,25 @@ class PixelDecoder(nn.Module):
         batch, dim = visible.shape[0], visible.shape[-1]
         x = self.mask_token.to(visible.dtype).expand(batch, grid[0] * grid[1], dim)
         x = x.scatter(1, ids.unsqueeze(-1).expand(-1, -1, dim), visible)
-        x = torch.cat([prefix, x], dim=1)
+        return self.predict(torch.cat([prefix, x], dim=1), grid)
+
+    def forward_mixed(self, tokens, hidden, grid):
+        """Predict two images from the tokens of a mixture: every patch belongs to one of them, and is hidden in the other.
+
+        Args:
+            tokens: (B, h*w, in_dim).
+            hidden: (h*w,) bool, True = of the second image.
+            grid: (h, w).
+        Returns: (B, in_chans, H, W) of the first images, and of the second.
+        Source: MixMAE (arXiv 2205.13137), section 3.2.
+        """
+        x = self.embed(tokens)
+        hidden, mask_token = hidden.unsqueeze(-1), self.mask_token.to(x.dtype)
+        both = torch.cat([torch.where(hidden, mask_token, x), torch.where(hidden, x, mask_token)])
+        return self.predict(both, grid).chunk(2)
+
+    def predict(self, x, grid):
+        """Tokens (B, num_prefix_tokens + h*w, dim), those of hidden patches filled -> (B, in_chans, H, W)."""
         x = x + resize_position_embedding(self.pos_embed, self.grid, grid, self.num_prefix_tokens)
         for block in self.blocks:
             x = block(x)

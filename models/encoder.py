@@ -23,6 +23,7 @@ class Encoder(nn.Module):
         in_chans: channels of the images.
         num_layers: number of blocks, the unit of layer-wise learning-rate decay.
         drops_tokens: whether `forward_visible` exists.
+        mixes_images: whether `forward_mixed` exists.
         num_prefix_tokens: tokens that stand before those of the patches there (a class token).
         head: nn.Linear, or nn.Identity without classes.
     """
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
     in_chans: int
     num_layers: int
     drops_tokens = False
+    mixes_images = False
     num_prefix_tokens = 0
 
     def forward_map(self, images, mask=None):
@@ -49,6 +51,18 @@ class Encoder(nn.Module):
         Returns: (B, num_prefix_tokens + n, num_features), normalised.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward_visible")
+
+    def forward_mixed(self, images, cells):
+        """Two images at once, as MixMIM wants it: image i of the batch with patches of image B-1-i put in.
+
+        No token sees one of the other image.
+
+        Args:
+            images: (B, in_chans, H, W).
+            cells: (H/stride, W/stride) bool, True = shows the other image; the same in all of the batch.
+        Returns: (B, num_features, H/stride, W/stride).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward_mixed")
 
     def forward_pooled(self, images):
         """(B, in_chans, H, W) -> (B, num_features), the feature the head sees."""

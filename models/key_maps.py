@@ -1,71 +1,7 @@
-"""Names that other projects give to the weights of our models, in both directions.
+"""Names that other projects give to the weights of our models: tables for models/renaming.py, which says how to read them."""
+from models.renaming import MERGED, WITH_ZEROS, KeyMap
 
-A map is a list of rules (ours, theirs). In a name, `{i}` stands for a number, `{p}` for weight or bias, `{*}` for anything;
-both sides of a rule have the same ones. Where `theirs` is a tuple, our tensor is theirs stacked (query, key, value). The
-first rule that fits a name holds; ours have the naming of pre-training models (`encoder.*`, `decoder.*`).
-"""
-import re
-from dataclasses import dataclass
-
-import torch
-
-PARTS = {"{i}": r"(\d+)", "{p}": r"(weight|bias)", "{*}": r"(.+)"}
-
-
-@dataclass(frozen=True)
-class KeyMap:
-    """Rules between our names and those of one project."""
-    rules: tuple
-
-    def to_ours(self, weights):
-        """{their name: tensor} -> {our name: tensor}; names that no rule fits stay as they are."""
-        ours = {}
-        for name, tensor in weights.items():
-            rule = next(((own, parts, _match(part, name)) for own, parts in self._parts() for part in parts
-                         if _match(part, name) is not None), None)
-            if rule is None:
-                ours[name] = tensor
-                continue
-            own, parts, found = rule
-            names = [_fill(part, found) for part in parts]
-            if not all(part in weights for part in names):
-                ours[name] = tensor  # a part alone says nothing
-            elif name == names[0]:
-                ours[_fill(own, found)] = tensor if len(parts) == 1 else torch.cat([weights[part] for part in names])
-        return ours
-
-    def to_theirs(self, weights):
-        """{our name: tensor} -> {their name: tensor}.
-
-        Raises: ValueError if a name has no counterpart.
-        """
-        theirs, left = {}, []
-        for name, tensor in weights.items():
-            rule = next(((parts, _match(own, name)) for own, parts in self._parts() if _match(own, name) is not None), None)
-            if rule is None:
-                left.append(name)
-                continue
-            parts, found = rule
-            pieces = [tensor] if len(parts) == 1 else [piece.clone() for piece in tensor.chunk(len(parts))]
-            theirs |= {_fill(part, found): piece for part, piece in zip(parts, pieces, strict=True)}
-        if left:
-            raise ValueError(f"{len(left)} weights have no counterpart there, for example {', '.join(left[:3])}.")
-        return theirs
-
-    def _parts(self):
-        return [(own, theirs if isinstance(theirs, tuple) else (theirs,)) for own, theirs in self.rules]
-
-
-def _match(template, name):
-    """What the placeholders of a template stand for in a name, or None."""
-    pieces = re.split(r"(\{[ip*]\})", template)
-    match = re.fullmatch("".join(PARTS.get(piece) or re.escape(piece) for piece in pieces), name)
-    return match and match.groups()
-
-
-def _fill(template, values):
-    values = iter(values)
-    return re.sub(r"\{[ip*]\}", lambda _: next(values), template)
+_QKV = ("query", "key", "value")
 
 
 def _block(ours, theirs, names, qkv=None):
@@ -74,50 +10,187 @@ def _block(ours, theirs, names, qkv=None):
     Args:
         ours, theirs: what stands before the names, with {i}.
         names: of norm1, attn.proj, norm2, mlp.fc1, mlp.fc2 there.
-        qkv: of attn.qkv there, or of query, key and value.
+        qkv: of attn.qkv there, or of query, key and value; None = other rules tell.
     """
     own = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     rules = [(f"{ours}.{a}.{{p}}", f"{theirs}.{b}.{{p}}") for a, b in zip(own, names, strict=True)]
+    if qkv is None:
+        return rules
     there = tuple(f"{theirs}.{part}.{{p}}" for part in qkv) if isinstance(qkv, tuple) else f"{theirs}.{qkv}.{{p}}"
     return (*rules, (f"{ours}.attn.qkv.{{p}}", there))
 
 
+# ---- official, and names that are ours but for the prefix -----------------------------------------------------------
+
+OURS = KeyMap((("{*}", "{*}"),))
+OURS_ALONE = KeyMap((("encoder.{*}", "{*}"),))  # an encoder or classifier: in our files and in official ones
 MAE_OFFICIAL = KeyMap((
     ("decoder.mask_token", "mask_token"),
     ("decoder.{*}", "decoder_{*}"),
     ("encoder.{*}", "{*}"),
 ))
 
+# ---- timm -----------------------------------------------------------------------------------------------------------
+
+_ENCODER_ALONE = (
+    ("decoder.{*}", None),
+    ("encoder.mask_token", None),
+    ("encoder.{*}relative_position_index", None),  # follow from the sizes
+    ("encoder.{*}relative_coords_table", None),
+    ("encoder.{*}attn_mask", None),
+)
+VIT_TIMM = KeyMap((*_ENCODER_ALONE, ("encoder.{*}", "{*}")))  # Beit, and VisionTransformer for what MAE trains
+SWIN_TIMM = KeyMap((  # also of SwinV2; since timm 0.9 a stage begins with the merging that ended the one before
+    *_ENCODER_ALONE,
+    ("encoder.layers.{i}.downsample.{*}", "layers.{i+1}.downsample.{*}"),
+    ("encoder.head.{p}", "head.fc.{p}"),
+    ("encoder.{*}", "{*}"),
+))
+
+# ---- transformers ---------------------------------------------------------------------------------------------------
+
 _HF_BLOCK = ("layernorm_before", "attention.output.dense", "layernorm_after", "intermediate.dense", "output.dense")
 _HF_QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
-MAE_TRANSFORMERS = KeyMap((
-    ("encoder.cls_token", "vit.embeddings.cls_token"),
-    ("encoder.pos_embed", "vit.embeddings.position_embeddings"),
-    ("encoder.patch_embed.proj.{p}", "vit.embeddings.patch_embeddings.projection.{p}"),
+
+
+def _hf_vit(backbone):
+    """Rules of what ViTMAE, ViT and BEiT have in common."""
+    return (
+        ("encoder.cls_token", f"{backbone}.embeddings.cls_token"),
+        ("encoder.mask_token", f"{backbone}.embeddings.mask_token"),
+        ("encoder.pos_embed", f"{backbone}.embeddings.position_embeddings"),
+        ("encoder.patch_embed.proj.{p}", f"{backbone}.embeddings.patch_embeddings.projection.{{p}}"),
+        ("encoder.norm.{p}", f"{backbone}.layernorm.{{p}}"),
+        ("encoder.head.{p}", "classifier.{p}"),
+    )
+
+
+def _hf_swin(backbone, qkv):
+    """Rules of what Swin and SwinV2 have in common.
+
+    Args:
+        qkv: rules of the query, key and value.
+    """
+    stage = f"{backbone}.encoder.layers.{{i}}"
+    return (
+        ("encoder.{*}.attn_mask", None),
+        ("encoder.{*}.relative_coords_table", None),
+        ("encoder.mask_token", f"{backbone}.embeddings.mask_token"),
+        ("encoder.patch_embed.proj.{p}", f"{backbone}.embeddings.patch_embeddings.projection.{{p}}"),
+        ("encoder.patch_embed.norm.{p}", f"{backbone}.embeddings.norm.{{p}}"),
+        *_block("encoder.layers.{i}.blocks.{i}", f"{stage}.blocks.{{i}}", _HF_BLOCK),
+        *qkv,
+        ("encoder.layers.{i}.downsample.{*}", f"{stage}.downsample.{{*}}"),
+        ("encoder.norm.{p}", f"{backbone}.layernorm.{{p}}"),
+        ("encoder.head.{p}", "classifier.{p}"),
+        ("decoder.{*}", "decoder.{*}"),
+    )
+
+
+_SWIN_ATTENTION = "swin.encoder.layers.{i}.blocks.{i}.attention.self"
+SWIN_TRANSFORMERS = KeyMap(_hf_swin("swin", (
+    ("encoder.layers.{i}.blocks.{i}.attn.qkv.{p}", tuple(f"{_SWIN_ATTENTION}.{part}.{{p}}" for part in _QKV)),
+    ("encoder.layers.{i}.blocks.{i}.attn.{*}", f"{_SWIN_ATTENTION}.{{*}}"),  # table and index
+)), "swin.")
+_SWINV2_ATTENTION = "swinv2.encoder.layers.{i}.blocks.{i}.attention.self"
+SWINV2_TRANSFORMERS = KeyMap(_hf_swin("swinv2", (
+    ("encoder.{*}.relative_position_index", None),
+    ("encoder.layers.{i}.blocks.{i}.attn.qkv.weight", tuple(f"{_SWINV2_ATTENTION}.{part}.weight" for part in _QKV)),
+    ("encoder.layers.{i}.blocks.{i}.attn.q_bias", f"{_SWINV2_ATTENTION}.query.bias"),
+    ("encoder.layers.{i}.blocks.{i}.attn.v_bias", f"{_SWINV2_ATTENTION}.value.bias"),
+    ("encoder.layers.{i}.blocks.{i}.attn.cpb_mlp.{*}", f"{_SWINV2_ATTENTION}.continuous_position_bias_mlp.{{*}}"),
+    ("encoder.layers.{i}.blocks.{i}.attn.logit_scale", f"{_SWINV2_ATTENTION}.logit_scale"),
+)), "swinv2.")
+
+MAE_TRANSFORMERS = KeyMap((  # ViTMAE; the encoder and a classifier also of ViT
+    *_hf_vit("vit"),
     *_block("encoder.blocks.{i}", "vit.encoder.layer.{i}", _HF_BLOCK, _HF_QKV),
-    ("encoder.norm.{p}", "vit.layernorm.{p}"),
-    ("encoder.head.{p}", "classifier.{p}"),
     *_block("decoder.blocks.{i}", "decoder.decoder_layers.{i}", _HF_BLOCK, _HF_QKV),
     ("decoder.mask_token", "decoder.mask_token"),
     ("decoder.pos_embed", "decoder.decoder_pos_embed"),
     ("decoder.embed.{p}", "decoder.decoder_embed.{p}"),
     ("decoder.norm.{p}", "decoder.decoder_norm.{p}"),
     ("decoder.pred.{p}", "decoder.decoder_pred.{p}"),
-))
+), "vit.")
+
+_VIT_ATTENTION = "vit.encoder.layer.{i}.attention.attention"
+SIMMIM_VIT_TRANSFORMERS = KeyMap((  # ViTForMaskedImageModeling: absolute positions, no layer scale
+    *_hf_vit("vit"),
+    *_block("encoder.blocks.{i}", "vit.encoder.layer.{i}", _HF_BLOCK),
+    ("encoder.blocks.{i}.attn.qkv.weight", tuple(f"{_VIT_ATTENTION}.{part}.weight" for part in _QKV)),
+    ("encoder.blocks.{i}.attn.q_bias", f"{_VIT_ATTENTION}.query.bias"),
+    ("encoder.blocks.{i}.attn.v_bias", (f"{_VIT_ATTENTION}.value.bias", f"{_VIT_ATTENTION}.key.bias"), WITH_ZEROS),
+    ("decoder.{*}", "decoder.{*}"),
+), "vit.")
+
+_BEIT_ATTENTION = "beit.encoder.layer.{i}.attention.attention"
+BEIT_TRANSFORMERS = KeyMap((  # BeitModel, BeitForImageClassification; no decoder for pixels
+    ("decoder.{*}", None),
+    ("encoder.{*}relative_position_index", None),
+    *_hf_vit("beit"),
+    ("encoder.rel_pos_bias.{*}", "beit.encoder.relative_position_bias.{*}"),
+    ("encoder.blocks.{i}.gamma_{i}", "beit.encoder.layer.{i}.lambda_{i}"),
+    *_block("encoder.blocks.{i}", "beit.encoder.layer.{i}", _HF_BLOCK),
+    ("encoder.blocks.{i}.attn.qkv.weight", tuple(f"{_BEIT_ATTENTION}.{part}.weight" for part in _QKV)),
+    ("encoder.blocks.{i}.attn.q_bias", f"{_BEIT_ATTENTION}.query.bias"),
+    ("encoder.blocks.{i}.attn.v_bias", f"{_BEIT_ATTENTION}.value.bias"),
+    ("encoder.blocks.{i}.attn.relative_position_bias_table",
+     f"{_BEIT_ATTENTION}.relative_position_bias.relative_position_bias_table"),
+    ("encoder.fc_norm.{p}", "beit.pooler.layernorm.{p}"),
+), "beit.")
+
+# ---- mmpretrain -----------------------------------------------------------------------------------------------------
 
 _MM_BLOCK = ("ln1", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1")
-MAE_MMPRETRAIN = KeyMap((
-    ("encoder.cls_token", "backbone.cls_token"),
-    ("encoder.pos_embed", "backbone.pos_embed"),
-    ("encoder.patch_embed.proj.{p}", "backbone.patch_embed.projection.{p}"),
-    *_block("encoder.blocks.{i}", "backbone.layers.{i}", _MM_BLOCK, "attn.qkv"),
-    ("encoder.norm.{p}", "backbone.ln1.{p}"),
-    ("encoder.fc_norm.{p}", "backbone.ln2.{p}"),
-    ("encoder.head.{p}", "head.fc.{p}"),
+_MM_DECODER = (
     *_block("decoder.blocks.{i}", "neck.decoder_blocks.{i}", _MM_BLOCK, "attn.qkv"),
     ("decoder.mask_token", "neck.mask_token"),
     ("decoder.pos_embed", "neck.decoder_pos_embed"),
     ("decoder.embed.{p}", "neck.decoder_embed.{p}"),
     ("decoder.norm.{p}", "neck.ln1.{p}"),
     ("decoder.pred.{p}", "neck.decoder_pred.{p}"),
+)
+_MM_VIT = (
+    ("encoder.cls_token", "backbone.cls_token"),
+    ("encoder.pos_embed", "backbone.pos_embed"),
+    ("encoder.patch_embed.proj.{p}", "backbone.patch_embed.projection.{p}"),
+    *_block("encoder.blocks.{i}", "backbone.layers.{i}", _MM_BLOCK),
+    ("encoder.blocks.{i}.attn.{*}", "backbone.layers.{i}.attn.{*}"),  # qkv, and tables and indices of BEiT
+    ("encoder.norm.{p}", "backbone.ln1.{p}"),
+    ("encoder.fc_norm.{p}", "backbone.ln2.{p}"),
+    ("encoder.head.{p}", "head.fc.{p}"),
+)
+MAE_MMPRETRAIN = KeyMap((*_MM_VIT, *_MM_DECODER))
+BEIT_MMPRETRAIN = KeyMap((  # BEiTViT; no decoder for pixels
+    *_MM_VIT,
+    ("encoder.rel_pos_bias.{*}", "backbone.rel_pos_bias.{*}"),
+    ("encoder.blocks.{i}.gamma_{i}", "backbone.layers.{i}.gamma_{i}"),
+    ("encoder.mask_token", None),
+    ("decoder.{*}", None),
+))
+
+SWIN_MMPRETRAIN = KeyMap((  # four stages: norm3 is the norm of the fourth
+    ("encoder.{*}.attn_mask", None),
+    ("encoder.mask_token", "backbone.mask_token"),
+    ("encoder.patch_embed.proj.{p}", "backbone.patch_embed.projection.{p}"),
+    ("encoder.patch_embed.norm.{p}", "backbone.patch_embed.norm.{p}"),
+    *_block("encoder.layers.{i}.blocks.{i}", "backbone.stages.{i}.blocks.{i}",
+            ("norm1", "attn.w_msa.proj", "norm2", "ffn.layers.0.0", "ffn.layers.1")),
+    ("encoder.layers.{i}.blocks.{i}.attn.{*}", "backbone.stages.{i}.blocks.{i}.attn.w_msa.{*}"),
+    ("encoder.layers.{i}.downsample.{*}", "backbone.stages.{i}.downsample.{*}", MERGED),
+    ("encoder.norm.{p}", "backbone.norm3.{p}"),
+    ("encoder.head.{p}", "head.fc.{p}"),
+    ("decoder.{*}", "neck.decoder.{*}"),
+))
+
+MIXMIM_MMPRETRAIN = KeyMap((
+    ("encoder.absolute_pos_embed", "backbone.absolute_pos_embed"),
+    ("encoder.patch_embed.proj.{p}", "backbone.patch_embed.projection.{p}"),
+    ("encoder.patch_embed.norm.{p}", "backbone.patch_embed.norm.{p}"),
+    *_block("encoder.layers.{i}.blocks.{i}", "backbone.layers.{i}.blocks.{i}", _MM_BLOCK, "attn.qkv"),
+    ("encoder.layers.{i}.blocks.{i}.attn.{*}", "backbone.layers.{i}.blocks.{i}.attn.{*}"),  # table and index
+    ("encoder.layers.{i}.downsample.{*}", "backbone.layers.{i}.downsample.{*}", MERGED),
+    ("encoder.norm.{p}", "backbone.norm.{p}"),
+    ("encoder.head.{p}", "head.fc.{p}"),
+    *_MM_DECODER,
 ))

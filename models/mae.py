@@ -3,15 +3,17 @@
 Source: He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377).
 """
 import torch
-from torch import nn
 
 from models.decoder import PixelDecoder
 from models.layers import lift_mask
+from models.method import Method
 from models.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
 
 
-class MAE(nn.Module):
+class MAE(Method):
     """Encoder over the visible patches, decoder over all, mean squared error on hidden pixels.
+
+    Every image of a batch must hide as many patches.
 
     Args:
         encoder: an Encoder that can drop tokens (`forward_visible`).
@@ -20,29 +22,10 @@ class MAE(nn.Module):
     """
 
     def __init__(self, encoder, decoder, target=None):
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.target = target or PixelTarget()
+        super().__init__(encoder, decoder, target)
         self._num_visible = {}  # of masks seen in training, by their grid
 
-    def forward(self, images, mask=None):
-        """Loss, or features where there is no mask.
-
-        Args:
-            images: (B, C, H, W) float, normalised.
-            mask: (B, H/patch, W/patch), True or 1 = hidden, as many in each image; None for features.
-        Returns: scalar float32 loss; without a mask the tuple of `extract_feat`.
-        """
-        if mask is None:
-            return self.extract_feat(images)
-        return masked_l2(self.reconstruct(images, mask), self.target(images), mask)
-
     def reconstruct(self, images, mask, denormalize=False):
-        """Predicted pixels, (B, C, H, W): what the loss compares with its target.
-
-        With `denormalize` a normalised target is undone by its own statistics, for viewing.
-        """
         patch = self.encoder.patch_size
         grid = (images.shape[2] // patch, images.shape[3] // patch)
         if tuple(mask.shape) != (len(images), *grid):
@@ -72,19 +55,8 @@ class MAE(nn.Module):
             self._num_visible[grid] = most
         return most
 
-    def extract_feat(self, images):
-        """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
-        return (self.encoder(images),)
-
-    def init_module(self, name, module):
-        """As Encoder.init_module."""
-        part, _, rest = name.partition(".")
-        if part in ("encoder", "decoder"):
-            getattr(self, part).init_module(rest, module)
-
-    def units(self):
-        """As Encoder.units."""
-        return [*self.encoder.units(), *self.decoder.blocks]
+    def loss(self, prediction, target, mask):
+        return masked_l2(prediction, target, mask)
 
     def no_weight_decay(self):
         """None but vectors: the official code decays class and mask token."""

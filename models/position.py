@@ -122,6 +122,19 @@ def _source_positions(source, target):
     return np.concatenate([-half[::-1], [0.0], half])
 
 
+def interpolate_bias_table(table, source, target):
+    """Resize a relative position bias table to another window by plain bicubic interpolation, corners not aligned.
+
+    Args:
+        table: ((2h-1)(2w-1), heads) float.
+        source, target: (h, w) windows, in tokens.
+    Returns: ((2H-1)(2W-1), heads), same dtype.
+    Source: official MixMIM.
+    """
+    source, target = (tuple(2 * side - 1 for side in window) for window in (source, target))
+    return resize_position_embedding(table.unsqueeze(0), source, target).squeeze(0)
+
+
 def sincos_table(grid, dim, num_extra=0):
     """Fixed absolute position embedding.
 

@@ -1,13 +1,12 @@
 """Start a model from the weights of another one: other task, other image size, other window, other channels."""
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from models.encoder import REBUILT_BUFFERS, Encoder
-from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
+from models.sources import SOURCES, Source, as_it_is, encoder_type, under_encoder
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.sharding import assign
 
@@ -19,69 +18,7 @@ OPTIONAL = ("mask_token", "head.", "norm.", "fc_norm.", "absolute_pos_embed", "p
 FIRST_KERNELS = ("patch_embed.proj.weight", "patch_embed1.proj.weight")
 
 
-# ---- sources ------------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Source:
-    """A family of files.
-
-    Attributes:
-        name: for the report and for the list of what is known.
-        recognises: weights -> bool, by their names. They come from utils.checkpoint.weights_of.
-        convert: weights -> weights with the names of our pre-training models: `encoder.*`, and what the method owns.
-    """
-    name: str
-    recognises: Callable
-    convert: Callable
-
-
-def encoder_type(weights, prefix=""):
-    """MODEL.TYPE of an encoder by the names of its weights, or None."""
-    if f"{prefix}layers.0.blocks.0.attn.logit_scale" in weights:
-        return "swinv2"
-    if f"{prefix}layers.0.blocks.0.attn.relative_position_bias_table" in weights:
-        return "swin"
-    if f"{prefix}blocks3.0.attn.qkv.weight" in weights:
-        return "convmae"
-    return "vit" if f"{prefix}blocks.0.attn.qkv.weight" in weights else None
-
-
-def as_it_is(weights):
-    return weights
-
-
-def under_encoder(weights):
-    return {f"encoder.{name}": value for name, value in weights.items()}
-
-
-def from_mae(weights):
-    """Official MAE and ConvMAE: what is not the decoder's stands at the root, and only with a decoder is a mask token its."""
-    return MAE_OFFICIAL.to_ours(weights) if "decoder_embed.weight" in weights else under_encoder(weights)
-
-
-def from_transformers(weights):
-    """ViTMAE of transformers, with or without decoder, or the bare model without `vit.`."""
-    if "embeddings.cls_token" in weights:
-        weights = {f"vit.{name}": value for name, value in weights.items()}
-    return MAE_TRANSFORMERS.to_ours(weights)
-
-
-# The first that recognises a file converts it. Official names of SimMIM and Swin are ours, so these have nothing to convert:
-# files of their repositories and of this one look alike.
-SOURCES = [
-    Source("transformers' ViTMAE", lambda weights: {"embeddings.cls_token", "vit.embeddings.cls_token"} & weights.keys(),
-           from_transformers),
-    Source("mmpretrain's MAE", lambda weights: "backbone.layers.0.ln1.weight" in weights and "backbone.cls_token" in weights,
-           MAE_MMPRETRAIN.to_ours),
-    Source("pre-training model", lambda weights: encoder_type(weights, "encoder.") is not None, as_it_is),
-    Source("Swin encoder or classifier", lambda weights: encoder_type(weights) == "swin", under_encoder),
-    Source("SwinV2 encoder or classifier", lambda weights: encoder_type(weights) == "swinv2", under_encoder),
-    Source("ConvMAE", lambda weights: encoder_type(weights) == "convmae", from_mae),
-    Source("MAE", lambda weights: "blocks.0.attn.qkv.bias" in weights and "cls_token" in weights, from_mae),
-    Source("SimMIM's ViT, encoder or classifier", lambda weights: encoder_type(weights) == "vit"
-           and "blocks.0.attn.qkv.bias" not in weights, under_encoder),
-]
-
+# ---- recognition ---------------------------------------------------------------------------------------------------
 
 def recognise(weights, encoder, path):
     """The Source of a file; one with the names of the encoder itself is known, too.
@@ -99,7 +36,7 @@ def recognise(weights, encoder, path):
             return Source("the names of this model", None, convert)
     known = "; ".join(source.name for source in SOURCES)
     raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, ... "
-                     f"Known: {known}. Another kind is an entry of SOURCES in models/pretrained.py.")
+                     f"Known: {known}. Another kind is an entry of SOURCES in models/sources.py.")
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -163,6 +100,8 @@ def load_pretrained(model, path):
 
 def _load_encoder(encoder, weights, report):
     own = _own(encoder)
+    if {_certain_type(weights), _certain_type(encoder.state_dict())} == {"swin", "mixmim"}:  # of the same names
+        raise ValueError(f"{report.path} holds another encoder than this model. {_advice(weights, own)}")
     weights, resized = encoder.resize_state_dict(weights)
     misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
     first = next((name for name in FIRST_KERNELS if name in misfits), None)
@@ -191,6 +130,13 @@ def _load_encoder(encoder, weights, report):
     report.resized += resized
     report.missing += missing
     report.unexpected += unexpected
+
+
+def _certain_type(weights):
+    """As `encoder_type`, but None for what may be a Swin whose windows are never shifted or a MixMIM of unusual positions."""
+    found = encoder_type(weights)
+    shifts = any(name.endswith("attn_mask") for name in weights)
+    return None if found == "swin" and "absolute_pos_embed" in weights and not shifts else found
 
 
 def _load_rest(model, weights, report):

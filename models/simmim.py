@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from models.layers import lift_mask
-from models.targets import TARGETS, PixelTarget, with_low_pass
+from models.method import Method
+from models.targets import TARGETS, with_low_pass
 from utils.registry import pick
 
 
-class SimMIM(nn.Module):
+class SimMIM(Method):
     """Encoder over visible and hidden tokens alike, linear head to pixels, L1 on hidden pixels.
 
     The head is a 1x1 convolution to stride * stride * channels values per cell and a pixel shuffle; stride and channels
@@ -22,51 +23,23 @@ class SimMIM(nn.Module):
     """
 
     def __init__(self, encoder, target=None):
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = nn.Sequential(
+        decoder = nn.Sequential(
             nn.Conv2d(encoder.num_features, encoder.stride ** 2 * encoder.in_chans, kernel_size=1),
             nn.PixelShuffle(encoder.stride))
-        self.target = target or PixelTarget()
-
-    def forward(self, images, mask=None):
-        """Loss, or features where there is no mask.
-
-        Args:
-            images: (B, C, H, W) float, normalised.
-            mask: (B, H/patch, W/patch), True or 1 = hidden; None for features.
-        Returns: scalar float32 loss; without a mask the tuple of `extract_feat`.
-        """
-        if mask is None:
-            return self.extract_feat(images)
-        prediction = self.reconstruct(images, mask)
-        return masked_l1(prediction, self.target(images), mask)
+        super().__init__(encoder, decoder, target)
 
     def reconstruct(self, images, mask, denormalize=False):
-        """Predicted pixels, (B, C, H, W): what the loss compares with its target.
-
-        With `denormalize` a normalised target is undone by its own statistics, for viewing.
-        """
         prediction = self.decoder(self.encoder(images, mask))
         return self.target.denormalize(prediction, images) if denormalize else prediction
 
-    def extract_feat(self, images):
-        """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
-        return (self.encoder(images),)
+    def loss(self, prediction, target, mask):
+        return masked_l1(prediction, target, mask)
 
     def init_module(self, name, module):
         """As Encoder.init_module; the head starts at PyTorch's default."""
-        if name.partition(".")[0] == "encoder":
-            self.encoder.init_module(name.partition(".")[2], module)
-        elif isinstance(module, nn.Conv2d):
+        super().init_module(name, module)
+        if name.startswith("decoder") and isinstance(module, nn.Conv2d):
             module.reset_parameters()
-
-    def units(self):
-        """As Encoder.units."""
-        return self.encoder.units()
-
-    def no_weight_decay(self):
-        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
 
 def masked_l1(prediction, target, mask):

@@ -52,9 +52,21 @@ def window_mask(grid, window, shift):
         origin = (position + shift[axis]) % padded  # where the token stood before the roll
         region[origin >= grid[axis]] = 3.0
         regions = regions + (region[:, None] * 4 if axis == 0 else region[None, :])
+    return keep_apart(regions, window, BLOCKED)
+
+
+def keep_apart(regions, window, score):
+    """Attention masks that let tokens see those of their own region only.
+
+    Args:
+        regions: (H, W), a value for each region; whole windows.
+        window: (h, w) tokens.
+        score: added to those that must not count.
+    Returns: (windows, h*w, h*w) float, 0 or `score`.
+    """
     rows, cols = regions.shape[0] // window[0], regions.shape[1] // window[1]
     regions = regions.reshape(rows, window[0], cols, window[1]).transpose(1, 2).reshape(rows * cols, -1)
-    return (regions[:, None, :] != regions[:, :, None]).float() * BLOCKED
+    return (regions[:, None, :] != regions[:, :, None]).float() * score
 
 
 class WindowAttention(nn.Module):
@@ -140,17 +152,23 @@ class SwinBlock(nn.Module):
         padded = any(side % w for side, w in zip(grid, self.window, strict=True))
         return window_mask(grid, self.window, shift) if any(shift) or padded else None
 
-    def forward(self, x):
-        x = x + self.drop_path(self.attend(self.norm1(x)))
+    def forward(self, x, mask=None):
+        x = x + self.drop_path(self.attend(self.norm1(x), mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def attend(self, x):
-        """Attention in the (shifted) windows of a map: (B, H, W, C) -> (B, H, W, C)."""
+    def attend(self, x, mask=None):
+        """Attention in the (shifted) windows of a map.
+
+        Args:
+            x: (B, H, W, C).
+            mask: (windows, h*w, h*w) added to the scores instead of the block's own, of the padded and shifted map.
+        Returns: (B, H, W, C).
+        """
         batch, height, width, dim = x.shape
         (h, w), shift = self.window, self._shift_for((height, width))
-        if (height, width) == self.grid:
+        if mask is None and (height, width) == self.grid:
             mask = self.attn_mask
-        else:
+        elif mask is None:
             mask = self._mask_for((height, width))
             mask = None if mask is None else mask.to(x.device)
         x = F.pad(x, (0, 0, 0, -width % w, 0, -height % h)) if width % w or height % h else x
@@ -203,7 +221,8 @@ class SwinTransformer(Encoder):
         num_classes: size of the head, 0 = none.
         embed_dim: width of the first stage; it doubles with each.
         depths, num_heads: blocks and heads of each stage.
-        window_size: tokens per side; per axis it shrinks to the map where the map is smaller.
+        window_size: tokens per side, one number or one for each stage; per axis it shrinks to the map where the map is
+            smaller.
         mlp_ratio: hidden width of the MLP over the width.
         qkv_bias: biases of query, key and value.
         qk_scale: factor on the scores, None = 1 / sqrt(head width).
@@ -235,11 +254,12 @@ class SwinTransformer(Encoder):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, self.num_layers))
+        windows = [window_size] * len(depths) if isinstance(window_size, int) else window_size
         stages = []
-        for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+        for stage, (depth, heads, side) in enumerate(zip(depths, num_heads, windows, strict=True)):
             dim = embed_dim * 2 ** stage
             grid = tuple(-(-side // 2 ** stage) for side in self.grid)  # odd maps are padded before they are merged
-            window = tuple(min(window_size, side) for side in grid)
+            window = tuple(min(side, tokens) for tokens in grid)
             attention = {"dim": dim, "window": window, "num_heads": heads, "qkv_bias": qkv_bias, "drop": drop_rate}
             blocks = [self.make_block(stage, i, attention, dim=dim, grid=grid, shifted=i % 2 == 1, mlp_ratio=mlp_ratio,
                                       drop=drop_rate, drop_path=next(rates)) for i in range(depth)]
@@ -272,18 +292,33 @@ class SwinTransformer(Encoder):
 
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> (B, H/stride, W/stride, num_features), normalised."""
-        x = self.patch_embed(images).to(stream_dtype(self.norm.weight))
+        x = self._embed(images)
         if mask is not None:
             if not hasattr(self, "mask_token"):
                 raise ValueError("this encoder was built without a mask token: it can't take a mask (use_mask_token=True).")
             x = hide_tokens(x, mask, self.mask_token)
+        return self._transform(x)
+
+    def _embed(self, images):
+        """(B, in_chans, H, W) -> (B, H/patch, W/patch, embed_dim), without positions."""
+        return self.patch_embed(images).to(stream_dtype(self.norm.weight))
+
+    def _transform(self, x, make_mask=None):
+        """From patches to features.
+
+        Args:
+            x: (B, h, w, embed_dim).
+            make_mask: gives the mask of a stage's attention, see SwinBlock.attend, for its map (h, w) and window (h, w).
+        Returns: (B, H/stride, W/stride, num_features), normalised.
+        """
         if hasattr(self, "absolute_pos_embed"):
             grid = tuple(x.shape[1:3])
             x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, grid).view(1, *grid, -1)
         x = self.pos_drop(x)
         for stage in self.layers:
+            mask = make_mask(tuple(x.shape[1:3]), stage.blocks[0].window) if make_mask else None
             for block in stage.blocks:
-                x = self.run(block, x)
+                x = self.run(block, x, mask)
             if hasattr(stage, "downsample"):
                 x = stage.downsample(x)
         return self.norm(x)
@@ -321,12 +356,16 @@ class SwinTransformer(Encoder):
                 index = state_dict.get(name.replace("bias_table", "index"))
                 source = source_window(value.shape[0], index, like=target)
                 if source:
-                    out[name] = resize_bias_table(value, source, target)
+                    out[name] = self.resize_table(value, source, target)
                     resized.append(name)
             elif name == "absolute_pos_embed" and value.shape[2] == own[name].shape[2]:
                 out[name] = resize_position_embedding(value, source_grid(value.shape[1], like=self.grid), self.grid)
                 resized.append(name)
         return out, resized
+
+    def resize_table(self, table, source, target):
+        """A position bias table for windows of another size."""
+        return resize_bias_table(table, source, target)
 
 
 def build_swin(config, img_size, num_classes, use_mask_token):

@@ -104,8 +104,8 @@ class SwinV2Block(SwinBlock):
         super().__init__(dim, *args, **kwargs)
         self.norm3 = LayerNorm(dim) if extra_norm else nn.Identity()
 
-    def forward(self, x):
-        x = x + self.drop_path(self.norm1(self.attend(x)))
+    def forward(self, x, mask=None):
+        x = x + self.drop_path(self.norm1(self.attend(x, mask)))
         return self.norm3(x + self.drop_path(self.norm2(self.mlp(x))))
 
 

@@ -34,7 +34,7 @@ from models.position import (
 
 CLASS_TOKEN_ROWS = 3  # rows of a bias table for pairs that involve the class token
 INIT_STD = 0.02
-NORM_EPS = 1e-6  # of all LayerNorms here; Swin keeps PyTorch's 1e-5
+NORM_EPS = 1e-6  # of all LayerNorms here unless told otherwise; Swin keeps PyTorch's 1e-5
 
 
 class BiasTable(nn.Module):
@@ -100,17 +100,17 @@ class Block(nn.Module):
     """Pre-norm attention and MLP, each branch scaled by a learned factor per channel (`gamma`) unless `init_values` is None."""
 
     def __init__(self, dim, num_heads, mlp_ratio=4.0, qkv_bias=True, drop=0.0, drop_path=0.0, init_values=None,
-                 table_grid=None, key_bias=False):
+                 table_grid=None, key_bias=False, norm_eps=NORM_EPS):
         super().__init__()
         if init_values is None:
             self.gamma_1 = self.gamma_2 = None
         else:
             self.gamma_1 = nn.Parameter(torch.full((dim,), float(init_values)))
             self.gamma_2 = nn.Parameter(torch.full((dim,), float(init_values)))
-        self.norm1 = LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias, drop, table_grid, key_bias)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, grid=None, shared_bias=None):

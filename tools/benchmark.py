@@ -1,8 +1,11 @@
 """Speed and memory, measured as interleaved ratios: everything that is compared runs in turn within one process.
 
   python tools/benchmark.py step --cfg A.yaml B.yaml [--batch-size 64] [--rounds 20]
+  python tools/benchmark.py mixing --cfg <pre-training recipe of MixMIM> [--batch-size 64] [--rounds 20]
 
-`step` times the whole training step (forward, backward, clipping, optimizer) on random images, without data loading.
+`step` times the whole training step (forward, backward, clipping, optimizer) on random images, without data loading. `mixing`
+times the attention of one block of each stage, forward and backward, on maps of two images that are kept apart beside the
+same maps of one image.
 """
 import argparse
 import json
@@ -18,9 +21,11 @@ import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from config import encoder_config, image_size, load_config  # noqa: E402
-from data.loader import build_mask_generator  # noqa: E402
+from data.masks import draw_masks  # noqa: E402
 from engine import Updater, wait_for  # noqa: E402
 from models import build_model  # noqa: E402
+from models.mixmim_encoder import BLOCKED  # noqa: E402
+from models.swin import keep_apart  # noqa: E402
 from optimizer import build_optimizer  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.cli import run  # noqa: E402
@@ -42,7 +47,13 @@ def main():
     step.add_argument("--rounds", type=int, default=20, help="timed steps of each (default: %(default)s)")
     step.add_argument("--warmup", type=int, default=3, help="untimed steps of each (default: %(default)s)")
     step.add_argument("--json", metavar="FILE", help="also write the figures to a file")
-    benchmark_step(parser.parse_args())
+    mixing = commands.add_parser("mixing", help="what it costs MixMIM's attention to keep two images apart")
+    mixing.add_argument("--cfg", required=True, help="pre-training recipe of MixMIM")
+    mixing.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
+    mixing.add_argument("--batch-size", type=int, help="images (default: the recipe's DATA.BATCH_SIZE)")
+    mixing.add_argument("--rounds", type=int, default=20, help="timed rounds (default: %(default)s)")
+    args = parser.parse_args()
+    {"step": benchmark_step, "mixing": benchmark_mixing}[args.command](args)
 
 
 class Candidate:
@@ -70,8 +81,7 @@ class Candidate:
         self.seconds, self.memory = [], 0.0
 
     def _masked(self):
-        masks, rng = build_mask_generator(self.config), rng_for(self.config.SEED)
-        mask = torch.stack([torch.from_numpy(masks(rng)).bool() for _ in range(len(self.images))]).to(self.device)
+        mask = draw_masks(self.config, len(self.images), rng_for(self.config.SEED)).to(self.device)
         return lambda model: model(self.images, mask)
 
     def _classified(self):
@@ -111,8 +121,7 @@ def benchmark_step(args):
     for _ in range(args.rounds):
         for candidate in candidates:  # in turn, so that a busy moment of the machine hits all
             candidate.seconds.append(candidate.step())
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.rounds} interleaved rounds")
+    name = describe(device, args)
     print(f"{'recipe':58s} {'batch':>5s} {'format':>15s} {'ms/step':>9s} {'images/s':>9s} {'ratio':>6s} {'peak MB':>8s}")
     rows = []
     for candidate in candidates:
@@ -128,6 +137,46 @@ def benchmark_step(args):
         print("peak MB is the process's on this device: shared by all recipes")
     if args.json:
         Path(args.json).write_text(json.dumps({"device": name, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+def benchmark_mixing(args):
+    device = distributed.start()
+    config = load_config(args.cfg, args.opts)
+    if config.MODEL.METHOD != "mixmim":
+        raise ValueError(f"{args.cfg} has MODEL.METHOD {config.MODEL.METHOD}: `mixing` is for pre-training recipes of MixMIM.")
+    batch, precision = args.batch_size or config.DATA.BATCH_SIZE, build_precision(config.AMP_OPT_LEVEL, "native", device)
+    encoder = build_model(config).encoder.to(device)
+    mask = draw_masks(config, 1, rng_for(config.SEED))[0].to(device)
+    describe(device, args)
+    print(f"batch {batch}, {precision}")
+    print(f"{'stage':>5s} {'map':>9s} {'window':>7s} {'width':>6s} {'one, ms':>8s} {'two, ms':>8s} {'ratio':>6s}")
+    for stage, layer in enumerate(encoder.layers):
+        block, step = layer.blocks[0], 2 ** stage
+        apart = keep_apart(mask[::step, ::step].to(torch.uint8), block.window, BLOCKED)
+        x = torch.randn(batch, *block.grid, *block.norm1.normalized_shape, device=device, requires_grad=True)
+        times = [(attention_seconds(block, x, None, precision), attention_seconds(block, x, apart, precision))
+                 for _ in range(args.rounds + 1)][1:]  # the first round warms up
+        one, two = (statistics.median(seconds) * 1e3 for seconds in zip(*times, strict=True))
+        print(f"{stage:5d} {'x'.join(map(str, block.grid)):>9s} {'x'.join(map(str, block.window)):>7s} {x.shape[-1]:6d} "
+              f"{one:8.1f} {two:8.1f} {statistics.median(b / a for a, b in times):6.2f}")
+
+
+def attention_seconds(block, x, mask, precision):
+    """Forward and backward of the attention of a block."""
+    wait_for(x.device)
+    begin = time.perf_counter()
+    with precision.autocast():
+        out = block.attend(x, mask)
+    out.float().square().mean().backward()
+    wait_for(x.device)
+    return time.perf_counter() - begin
+
+
+def describe(device, args):
+    """Print where this is measured; returns the name of the device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    print(f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.rounds} interleaved rounds")
+    return name
 
 
 if __name__ == "__main__":

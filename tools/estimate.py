@@ -34,7 +34,7 @@ import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from config import encoder_config, image_size, images_per_step, load_config, scaled_config  # noqa: E402
-from data.loader import build_mask_generator  # noqa: E402
+from data.masks import build_mask_generator  # noqa: E402
 from models import build_model  # noqa: E402
 from utils.cli import run  # noqa: E402
 from utils.costs import (  # noqa: E402
@@ -153,6 +153,8 @@ def training_loss(config, model, is_pretrain):
     if hasattr(model, "num_visible"):  # it looks into the mask, which has no content here
         visible = int((build_mask_generator(config)() == 0).sum())
         model.num_visible = lambda mask: visible
+    if hasattr(model, "check_mask"):
+        model.check_mask = lambda mask, cells: None
 
     def compute():
         images = torch.empty(batch, block.IN_CHANS, height, width)

@@ -1,36 +1,30 @@
-"""Reconstructions as a picture for people."""
+"""Images as a picture for people."""
 import torch
 from PIL import Image, ImageDraw
 
-COLUMNS = ("original", "masked", "prediction", "pasted")
 HIDDEN_GREY = 0.5
 
 
-def reconstruction_grid(images, hidden, prediction, mean, std, cell=128):
-    """One row an image: original, masked, prediction, and the prediction pasted into the visible parts.
+def picture_grid(columns, mean, std, cell=128):
+    """One row an image, one column for each way to look at it.
 
     Args:
-        images: (B, C, H, W) float, normalised.
-        hidden: (B, H, W) bool, True = hidden pixel.
-        prediction: (B, C, H, W) float, normalised.
+        columns: {name: (B, C, H, W) float, normalised}; NaN pixels are drawn grey.
         mean, std: per channel, of pixels in [0, 1].
         cell: pixels per side at which small images are shown at least.
     Returns: PIL RGB image with a line of column names on top.
     """
-    images, prediction, hidden = images.float().cpu(), prediction.float().cpu(), hidden.cpu().unsqueeze(1)
+    number, _, height, width = next(iter(columns.values())).shape
     mean, std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
-    original = (images * std + mean).clamp(0, 1)
-    predicted = (prediction * std + mean).clamp(0, 1)
-    masked = torch.where(hidden, torch.full_like(original, HIDDEN_GREY), original)
-    pasted = torch.where(hidden, predicted, original)
-    height, width = images.shape[-2:]
     scale = max(1, -(-cell // max(height, width)))
     gap, header = 4, 16
-    sheet = Image.new("RGB", (4 * (width * scale + gap) - gap, header + len(images) * (height * scale + gap) - gap), "white")
+    sheet = Image.new("RGB", (len(columns) * (width * scale + gap) - gap, header + number * (height * scale + gap) - gap),
+                      "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (name, pictures) in enumerate(zip(COLUMNS, (original, masked, predicted, pasted), strict=True)):
+    for column, (name, pictures) in enumerate(columns.items()):
         left = column * (width * scale + gap)
         draw.text((left + 2, 2), name, fill="black")
+        pictures = (pictures.float().cpu() * std + mean).nan_to_num(HIDDEN_GREY).clamp(0, 1)
         for row, picture in enumerate(pictures):
             tile = to_pil(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             sheet.paste(tile, (left, header + row * (height * scale + gap)))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .tiny import BATCH, CASES, HEIGHT, WIDTH, build, hidden_pixels, make_config, make_images, make_mask
+from .tiny import BATCH, CASES, HEIGHT, WIDTH, build, hidden_pixels, make_config, make_images, make_mask, predicted_pixels
 
 IDS = ["-".join(case) for case in CASES]
 
@@ -51,11 +51,21 @@ def test_reconstruction_has_the_shape_of_the_images(case):
 
 
 @torch.no_grad()
+def test_pictures_are_of_the_size_of_the_images_and_start_with_them(case):
+    pictures = case.model.pictures(case.images, case.mask)
+    assert all(picture.shape == case.images.shape for picture in pictures.values())
+    assert next(iter(pictures)) == "original" and torch.equal(pictures["original"], case.images)
+    assert any(picture.isfinite().all() and not torch.equal(picture, case.images) for picture in pictures.values())
+
+
+@torch.no_grad()
 def test_hidden_pixels_do_not_leak_into_the_prediction(case):
     """Other content under the mask leaves the raw prediction as it is, bit for bit, and changes the loss."""
     hidden = hidden_pixels(case.config, case.mask)
     other = torch.where(hidden, make_images(case.config, seed=8) * 3, case.images)
-    assert torch.equal(case.model.reconstruct(other, case.mask), case.model.reconstruct(case.images, case.mask))
+    predicted = predicted_pixels(case.config, case.mask)
+    assert torch.equal(case.model.reconstruct(other, case.mask) * predicted,
+                       case.model.reconstruct(case.images, case.mask) * predicted)
     assert abs(case.model(other, case.mask) - case.model(case.images, case.mask)) > 1e-3
 
 

@@ -20,6 +20,11 @@ VARIANTS = {
                   "MODEL.CONVMAE.NUM_HEADS": 2, "MODEL.CONVMAE.MLP_RATIO": [2.0, 3.0, 4.0]},
         "no_qkv_bias": {"MODEL.CONVMAE.QKV_BIAS": False},
     },
+    "mixmim": {
+        "plain": {"MODEL.MIXMIM.PATCH_SIZE": 4, "MODEL.MIXMIM.EMBED_DIM": 8, "MODEL.MIXMIM.DEPTHS": [2, 2],
+                  "MODEL.MIXMIM.NUM_HEADS": [1, 2], "MODEL.MIXMIM.WINDOW_SIZES": [4, 2]},
+        "global_windows": {"MODEL.MIXMIM.WINDOW_SIZES": [4, 16], "MODEL.MIXMIM.MLP_RATIO": 3.0},
+    },
     "swin": {
         "plain": {"MODEL.SWIN.PATCH_SIZE": 4, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": [2, 2],
                   "MODEL.SWIN.NUM_HEADS": [1, 2], "MODEL.SWIN.WINDOW_SIZE": 4},
@@ -47,10 +52,16 @@ METHOD_VARIANTS = {
     "mae": {"pixels": {"MODEL.METHOD": "mae", "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1,
                        "MODEL.MAE.DECODER_NUM_HEADS": 2},
             "normalised": {"MODEL.MAE.NORM_PIX_LOSS": True}, "low_pass": LOW_PASS},
+    "mixmim": {"pixels": {"MODEL.METHOD": "mixmim", "DATA.MASK_SHARED": True, "MODEL.MIXMIM.DECODER_EMBED_DIM": 16,
+                          "MODEL.MIXMIM.DECODER_DEPTH": 1, "MODEL.MIXMIM.DECODER_NUM_HEADS": 2},
+               "normalised": {"MODEL.MIXMIM.NORM_PIX_LOSS": True}, "low_pass": LOW_PASS},
 }
 # what a method needs of an encoder: {method: [(encoder, variant)]}; without an entry any will do that has a mask token
-NEEDS = {"mae": [("convmae", "plain"), ("convmae", "no_qkv_bias"), ("vit", "no_tables"), ("vit", "mae")]}
+NEEDS = {"mae": [("convmae", "plain"), ("convmae", "no_qkv_bias"), ("vit", "no_tables"), ("vit", "mae")],
+         "mixmim": [("mixmim", "plain"), ("mixmim", "global_windows")]}
 NO_MASK_TOKEN = {"convmae"}
+HEAD_LIKE_LAST_BLOCK = {"mixmim"}  # official layer decay
+FIXED_IN_CLASSIFIER = {"mixmim": {"absolute_pos_embed"}}
 # parts of an encoder that only pre-training has, and that only classification has, besides the head
 OWN_PARTS = {"convmae": ({"norm", "stage1_output_decode", "stage2_output_decode"}, {"fc_norm"})}
 
@@ -100,6 +111,11 @@ def make_mask(config, batch=BATCH, size=None, seed=3):
     patch = encoder_config(config).PATCH_SIZE
     height, width = size or image_size(config)
     generator = torch.Generator().manual_seed(seed)
+    if config.DATA.MASK_SHARED:
+        unit = config.DATA.MASK_PATCH_SIZE
+        order = torch.rand(height // unit * (width // unit), generator=generator).argsort()
+        mask = (order < len(order) // 2).view(1, height // unit, width // unit)
+        return mask.repeat_interleave(unit // patch, 1).repeat_interleave(unit // patch, 2).expand(batch, -1, -1)
     noise = torch.rand(batch, height // patch, width // patch, generator=generator)
     if config.MODEL.METHOD in NEEDS:
         order = noise.flatten(1).argsort(dim=1).argsort(dim=1)
@@ -107,6 +123,14 @@ def make_mask(config, batch=BATCH, size=None, seed=3):
     mask = noise < 0.5
     assert mask.any() and not mask.all()
     return mask
+
+
+def predicted_pixels(config, mask):
+    """Where the prediction is for what is hidden there, (batch, 1, H, W) bool: with MixMIM visible ones are hidden in another
+    mixture, and predicted from what is hidden here.
+    """
+    hidden = hidden_pixels(config, mask)
+    return hidden if config.MODEL.METHOD == "mixmim" else torch.ones_like(hidden)
 
 
 def hidden_pixels(config, mask):

@@ -2,6 +2,8 @@
 import numpy as np
 from PIL import Image
 
+from tests.contracts.tiny import CASES, METHOD_VARIANTS, VARIANTS, settings_of
+
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 TRAIN_PER_CLASS, VAL_IMAGES = 3, 11  # 24 training images: three batches of 8; 11 do not divide by 2 processes
 
@@ -60,3 +62,10 @@ def write_recipe(path, settings):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def method_settings(method):
+    """Settings that make a recipe one of `method`, with a tiny encoder that it takes; any registered method will do."""
+    encoder, variant, _, kind = next(case for case in CASES if case[2] == method)
+    return {"MODEL.TYPE": encoder, "MODEL.METHOD": method, **settings_of(VARIANTS, encoder, variant, "VARIANTS"),
+            **settings_of(METHOD_VARIANTS, method, kind, "METHOD_VARIANTS")}

@@ -13,6 +13,11 @@ SMALL_VIT = {**SMALL, "MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 2, "MODEL.VI
 SMALL_MAE = {**SMALL_VIT, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2}
 SMALL_CONVMAE = {**SMALL, "MODEL.CONVMAE.EMBED_DIM": "[4,8,16]", "MODEL.CONVMAE.DEPTHS": "[1,1,2]",
                  "MODEL.CONVMAE.NUM_HEADS": 2, "DATA.IMG_SIZE": 64}
+SMALL_MIXMIM = {**SMALL, "MODEL.MIXMIM.EMBED_DIM": 8, "MODEL.MIXMIM.DEPTHS": "[1,1]", "MODEL.MIXMIM.NUM_HEADS": "[1,2]"}
+MIXMIM_PRETRAIN = {**SMALL_MIXMIM, "MODEL.MIXMIM.WINDOW_SIZES": "[14,14]", "MODEL.MIXMIM.DECODER_EMBED_DIM": 16,
+                   "MODEL.MIXMIM.DECODER_DEPTH": 1, "MODEL.MIXMIM.DECODER_NUM_HEADS": 2, "DATA.IMG_SIZE": 112,
+                   "DATA.MASK_PATCH_SIZE": 56}
+MIXMIM_FINETUNE = {**SMALL_MIXMIM, "MODEL.MIXMIM.WINDOW_SIZES": "[14,14]", "DATA.IMG_SIZE": 112}
 SMALL_SWINV2 = {**SMALL, "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": "[1,1]", "MODEL.SWINV2.NUM_HEADS": "[1,2]"}
 V2_PRETRAIN = {**SMALL_SWINV2, "DATA.IMG_SIZE": 96}
 V2_FINETUNE = {**SMALL_SWINV2, "DATA.IMG_SIZE": 112, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": "[12,12]"}
@@ -38,6 +43,10 @@ PRETRAIN = {
         **SMALL_CONVMAE, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2},
     "lsmae/lsmae_pretrain__vit_base__img448__800ep": {**SMALL_MAE, "DATA.IMG_SIZE": 80},  # blocks of 2x2 patches, cut
     "lsmae/lsmae_pretrain__vit_large__img448__800ep": SMALL_MAE,
+    "mixmim/mixmim_pretrain__mixmim_base__img224__300ep": MIXMIM_PRETRAIN,
+    "mixmim/mixmim_pretrain__mixmim_base__img224__600ep": MIXMIM_PRETRAIN,
+    "mixmim/mixmim_pretrain__mixmim_large__img224__600ep": MIXMIM_PRETRAIN,
+    "mixmim/mixmim_pretrain__mixmim_huge__img224__600ep": MIXMIM_PRETRAIN,
 }
 FINETUNE = {
     "swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 48},
@@ -61,6 +70,14 @@ FINETUNE = {
     "convmae/mae_finetune__convmae_base__img224__1600ep": SMALL_CONVMAE,
     "lsmae/lsmae_finetune__vit_base__img224__800ep": {**SMALL_VIT, "DATA.IMG_SIZE": 48},
     "lsmae/lsmae_finetune__vit_base__img448__800ep": {**SMALL_VIT, "DATA.IMG_SIZE": 80},
+    "mixmim/mixmim_finetune__mixmim_base__img224__300ep": MIXMIM_FINETUNE,
+    "mixmim/mixmim_finetune__mixmim_base__img224__600ep": MIXMIM_FINETUNE,
+    "mixmim/mixmim_finetune__mixmim_base__img384__600ep": {
+        **MIXMIM_FINETUNE, "MODEL.MIXMIM.WINDOW_SIZES": "[16,16]", "DATA.IMG_SIZE": 128},
+    "mixmim/mixmim_finetune__mixmim_large__img224__600ep": MIXMIM_FINETUNE,
+    "mixmim/mixmim_finetune__mixmim_large__img384__600ep": {
+        **MIXMIM_FINETUNE, "MODEL.MIXMIM.WINDOW_SIZES": "[16,16]", "DATA.IMG_SIZE": 128},
+    "mixmim/mixmim_finetune__mixmim_huge__img224__600ep": MIXMIM_FINETUNE,
 }
 RELEASED = "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep"
 PRETRAINED = "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep"

@@ -2,8 +2,10 @@
 import pytest
 import torch
 
+from models.build import METHODS
+
 from .processes import ROOT, finish, free_port, opts, start
-from .recipes import VAL_IMAGES, VIT
+from .recipes import VAL_IMAGES, VIT, method_settings
 from .runs import checkpoint, losses, records
 
 TWO_EPOCHS = {"TRAIN.EPOCHS": 2, "VIS_FREQ": 0}
@@ -62,6 +64,17 @@ def assert_close_weights(folder, other, epoch=1):
 def test_two_processes_log_the_losses_of_one_with_twice_the_batch(name, launched, alone):
     assert len(losses(launched[name])) == 6
     assert losses(launched[name]) == pytest.approx(losses(alone[name]), rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_do_what_one_does_with_two_micro_batches(method, train, tmp_path):
+    """With every method: what belongs to a batch, a shared mask or the partner of an image, does not depend on who has it."""
+    settings = {**method_settings(method), **CONSTANT, "DATA.BATCH_SIZE": 4, "TRAIN.EPOCHS": 1}
+    together, _ = train("pretrain", tmp_path / "together", ranks=2, settings=settings)
+    alone, _ = train("pretrain", tmp_path / "alone", settings={**settings, "TRAIN.ACCUMULATION_STEPS": 2})
+    assert len(losses(together)) == len(losses(alone)) == 3
+    assert losses(together) == pytest.approx(losses(alone), rel=0, abs=1e-5)
+    assert_close_weights(together, alone, epoch=0)
 
 
 @pytest.mark.parametrize("name", ["swin", "vit"])

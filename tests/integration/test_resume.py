@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from models.build import METHODS
+
 from .processes import finish, opts, start
+from .recipes import method_settings
 from .runs import changed, checkpoint, checkpoint_names, cut_back, log_of, losses, records, snapshot, truncate, unequal
 
 SETTINGS = {  # everything that draws random numbers is on
@@ -90,6 +93,18 @@ def test_truncated_checkpoint_is_reported_in_the_log_file(whole, tmp_path):
     truncate(folder / "ckpt_epoch_2.pth")
     whole.again(tmp_path)
     assert "ckpt_epoch_2.pth is not a readable checkpoint" in log_of(folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_to_the_weights_of_an_uninterrupted_run(method, train, images, tmp_path):
+    """Masks, mixtures and held-out losses included."""
+    settings = {**method_settings(method), "TRAIN.EPOCHS": 2, "DATA.VAL_PATH": images / "val"}
+    whole, _ = train("pretrain", tmp_path / "whole", settings=settings)
+    folder = cut_back(whole, tmp_path / "cut" / "pretrain" / "default", last_epoch=0)
+    _, out = train("pretrain", tmp_path / "cut", settings={**settings, "DATA.NUM_WORKERS": 2})
+    assert "epoch 0 is done, going on with epoch 1" in out
+    assert unequal(checkpoint(folder, 1)["model"], checkpoint(whole, 1)["model"]) == []
+    assert records(folder, "val")[-1]["loss"] == records(whole, "val")[-1]["loss"]
 
 
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(train, cfg, images, tmp_path):

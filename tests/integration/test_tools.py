@@ -25,6 +25,15 @@ def test_benchmark_times_several_recipes_in_turn(tmp_path):
     assert rows[0]["ratio"] == 1.0 and all(row["images_per_second"] > 0 and row["peak_mb"] > 0 for row in rows)
 
 
+def test_benchmark_times_the_attention_of_each_stage_with_one_image_and_with_two():
+    recipe = "configs/demo/mixmim_pretrain__mixmim_nano__img64.yaml"
+    result = run_tool("tools/benchmark.py", "mixing", "--cfg", recipe, "--rounds", 1, "--batch-size", 2)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()[3:]]
+    assert [row[:4] for row in rows] == [["0", "16x16", "8x8", "32"], ["1", "8x8", "8x8", "64"], ["2", "4x4", "4x4", "128"]]
+    assert all(float(number) > 0 for row in rows for number in row[4:])
+
+
 def test_demo_runs_every_step_and_evaluates_to_the_same_figure(tmp_path):
     result = run_tool("tools/demo.py", "--output", tmp_path / "runs", "--opts", "DATA.DATA_PATH", tmp_path / "data",
                       "DATA.DEMO_TRAIN_PER_CLASS", 2, "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8,

@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from config import load_config
-from data.loader import build_mask_generator
-from data.masks import BlockwiseMaskGenerator
+from data.masks import BlockwiseMaskGenerator, build_mask_generator
 
 from .mae_records import load_mim, mim_names
 from .recorded import opts_of
@@ -42,7 +41,7 @@ def test_order_of_patches_matches(recorded):
 
 def test_kept_patches_match(recorded):
     generator, arrays, images = recorded
-    num_visible = generator.grid[0] * generator.grid[1] - generator.num_hidden
+    num_visible = generator.count.num_units - generator.count.draw(None)
     kept = [generator.order(arrays["block_permutation"][i])[:num_visible] for i in images]
     assert np.array_equal(kept, arrays["ids_keep"])
 

@@ -1,10 +1,12 @@
 """Samplers, and what a config makes of folders on disk."""
+import numpy as np
 import pytest
 import torch
 
 from config import load_config
 from data import build_loader
-from data.loader import EpochSampler, EvalSampler, build_mask_generator, build_mixup
+from data.loader import EpochSampler, EvalSampler, build_mixup
+from data.masks import build_mask_generator, draw_masks
 
 from ..helpers import TINY, opts_of, tiny_config, write_image
 
@@ -195,6 +197,32 @@ def test_batches_of_an_epoch_do_not_depend_on_the_workers(tmp_path, num_workers,
     batches = list(zip(expected, actual, strict=True))
     assert len(batches) == 3
     assert all(torch.equal(a, b) for pair in batches for a, b in zip(*pair, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shared_masks_are_those_of_the_first_image_of_each_batch(tmp_path, num_workers):
+    """Held-out batches, too; other batches and epochs have other masks."""
+    tree(tmp_path, train=6, val=3)
+    data = {"VAL_PATH": str(tmp_path / "val"), "NUM_WORKERS": num_workers, "BATCH_SIZE": 3}
+    own, shared = (build_loader(config_for(tmp_path / "train", MASK_SHARED=value, **data), is_pretrain=True)
+                   for value in (False, True))
+    seen = []
+    for epoch, kind in ((0, "train"), (1, "train"), (0, "val")):
+        pairs = [getattr(loaders, kind) for loaders in (own, shared)]
+        if kind == "train":
+            [loader.sampler.set_epoch(epoch) for loader in pairs]
+        for (images, masks), (same_images, one_mask) in zip(*pairs, strict=True):
+            assert torch.equal(images, same_images) and torch.equal(one_mask, masks[:1].expand_as(masks))
+            assert not torch.equal(one_mask, masks)
+            seen.append(one_mask[0])
+    assert len(seen) == 5 and not any(torch.equal(one, other) for i, one in enumerate(seen) for other in seen[:i])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_drawn_masks_are_shared_where_the_config_says_so(tmp_path, shared):
+    masks = draw_masks(config_for(tmp_path, MASK_SHARED=shared), 4, np.random.RandomState(0))
+    assert masks.shape == (4, 4, 8) and masks.dtype == torch.bool
+    assert torch.equal(masks, masks[:1].expand_as(masks)) == shared
 
 
 # ---- mixing -------------------------------------------------------------------------------------------------------

@@ -57,3 +57,16 @@ def test_units_that_do_not_divide_are_refused(size, unit, patch):
 def test_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ValueError, match="mask_ratio="):
         MaskGenerator(64, 16, 16, ratio)
+
+
+@pytest.mark.parametrize("ratio_range", [0.0, 0.25])
+def test_number_of_hidden_units_varies_within_the_range_of_ratios(ratio_range):
+    """24 units, 0.5 of them: 12; up to 0.75: 12 to 18, rounded down so 18 itself almost never."""
+    generator, rng = MaskGenerator((64, 96), 16, 16, 0.5, "down", ratio_range), RNG(5)
+    counts = {int(generator(rng).sum()) for _ in range(300)}
+    assert counts == ({12} if ratio_range == 0 else {12, 13, 14, 15, 16, 17})
+
+
+def test_ratios_beyond_1_are_refused():
+    with pytest.raises(ValueError, match="0.8 and, with ratio_range, 1.1"):
+        MaskGenerator((64, 96), 16, 16, 0.8, "down", 0.3)

@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from config import check_pretraining, load_config
-from data.loader import build_mask_generator
-from data.masks import MASKS, BlockwiseMaskGenerator
+from data.masks import MASKS, BlockwiseMaskGenerator, build_mask_generator
 
 from ..helpers import opts_of
 

@@ -6,8 +6,10 @@ import torch
 
 from config import load_config
 from models import build_model
-from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS, KeyMap
-from models.pretrained import load_pretrained
+from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
+from models.position import resize_position_embedding, sincos_table
+from models.pretrained import encoder_type, load_pretrained
+from models.renaming import MERGED, KeyMap
 
 from ..helpers import opts_of
 
@@ -104,3 +106,76 @@ def test_a_part_of_a_fused_weight_alone_keeps_its_name():
     assert fused.to_ours({"x.q.weight": torch.ones(1)}).keys() == {"x.q.weight"}
     assert torch.equal(fused.to_ours({"x.k.bias": torch.zeros(1), "x.q.bias": torch.ones(1)})["a.qkv.bias"],
                        torch.tensor([1.0, 0.0]))
+
+
+def test_weights_of_nothing_there_are_dropped_and_named():
+    some = KeyMap((("a.{*}.index", None), ("a.{*}", "{*}")))
+    weights = {"a.x.index": torch.ones(1), "a.x.weight": torch.zeros(1)}
+    assert some.to_theirs(weights).keys() == {"x.weight"} and some.dropped(weights) == ["a.x.index"]
+
+
+def test_number_after_goes_there_and_back():
+    shifted = KeyMap((("a.{i}.b.{i+1}", "{i+1}.b.{i}"),))
+    weights = {"a.9.b.1": torch.ones(1)}
+    assert shifted.to_theirs(weights).keys() == {"10.b.0"} and shifted.to_ours({"10.b.0": torch.ones(1)}).keys() == {"a.9.b.1"}
+    assert shifted.to_ours({"0.b.0": torch.ones(1)}).keys() == {"0.b.0"}  # comes after no number
+
+
+def test_encoder_alone_has_no_prefix_there():
+    some = KeyMap((("encoder.{*}", "vit.{*}"), ("decoder.{*}", "decoder.{*}")), "vit.")
+    alone = {"encoder.x": torch.ones(1)}
+    assert some.to_theirs(alone).keys() == {"x"}
+    assert some.to_theirs(alone | {"decoder.y": torch.ones(1)}).keys() == {"vit.x", "decoder.y"}
+    assert some.to_ours({"x": torch.ones(1)}).keys() == some.to_ours({"vit.x": torch.ones(1)}).keys() == {"encoder.x"}
+
+
+@torch.no_grad()
+def test_merging_in_the_order_of_unfold_gives_what_ours_gives():
+    """mmpretrain's merging: nn.Unfold of 2x2, then norm and reduction."""
+    merging = model_of(SWIN, False).layers[0].downsample
+    rule = KeyMap((("{*}", "{*}", MERGED),))
+    there = rule.to_theirs(merging.state_dict())
+    x = torch.randn(2, 4, 6, 8)
+    unfolded = torch.nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)  # (B, 2*3, 4C)
+    normed = torch.nn.functional.layer_norm(unfolded, (32,), there["norm.weight"], there["norm.bias"])
+    torch.testing.assert_close(normed @ there["reduction.weight"].T, merging(x).flatten(1, 2), atol=1e-5, rtol=0)
+    assert_equal(rule.to_ours(there), merging.state_dict())
+
+
+# ---- MixMIM has the names of a Swin -------------------------------------------------------------------------------
+
+SWIN = {"MODEL.TYPE": "swin", "MODEL.SWIN.PATCH_SIZE": 4, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": [2, 1],
+        "MODEL.SWIN.NUM_HEADS": [1, 2], "MODEL.SWIN.WINDOW_SIZE": 4, "MODEL.SWIN.APE": True, "MODEL.NUM_CLASSES": 5,
+        "DATA.IMG_SIZE": [32, 64], "DATA.MASK_PATCH_SIZE": 8}
+
+
+def as_mixmim(swin, table):
+    """The state of a Swin with another position table and without what a MixMIM has not."""
+    return {name: value for name, value in swin.state_dict().items() if not name.endswith("attn_mask")} | {
+        "absolute_pos_embed": table}
+
+
+@pytest.mark.parametrize("grid", [(8, 16), (4, 8), (5, 11), (14, 27), (24, 48)])
+def test_mixmim_is_told_by_its_fixed_table_also_when_that_was_resized(grid):
+    table = resize_position_embedding(sincos_table((8, 16), 32), (8, 16), grid)
+    assert encoder_type(as_mixmim(model_of(SWIN, False), table)) == "mixmim"
+
+
+def test_swin_with_a_learned_table_is_a_swin():
+    assert encoder_type(model_of(SWIN, False).state_dict()) == "swin"
+
+
+def test_mixmim_in_a_swin_is_refused(tmp_path):
+    source, model = model_of(SWIN, False), model_of(SWIN, False, seed=2)
+    torch.save(as_mixmim(source, sincos_table((8, 16), 8)), tmp_path / "file.pth")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="The file holds a mixmim, the model is a swin: use MODEL.TYPE mixmim"):
+        load_pretrained(model, tmp_path / "file.pth")
+    assert_equal(model.state_dict(), before)
+
+
+def test_swin_with_a_learned_table_loads_into_a_swin(tmp_path):
+    source, model = model_of(SWIN, False), model_of(SWIN, False, seed=2)
+    torch.save(source.state_dict(), tmp_path / "file.pth")
+    assert load_pretrained(model, tmp_path / "file.pth").source == "Swin encoder or classifier"
+    assert_equal(model.state_dict(), source.state_dict())

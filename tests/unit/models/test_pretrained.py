@@ -118,7 +118,7 @@ def test_early_names_of_swinv2_are_known_wherever_they_stand(prefix, tmp_path):
 
 
 UNKNOWN = {
-    "mmpretrain's Swin": ["backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table", "backbone.norm3.weight"],
+    "a ConvNeXt": ["downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"],
     "a ResNet": ["conv1.weight", "layer1.0.conv1.weight"],
 }
 

@@ -81,6 +81,17 @@ PARAMETERS = {
     # the official ConvMAE (tests/parity/fixtures/mim/convmae_keys_and_groups.json)
     "mae_pretrain__convmae_base__img224__1600ep": 115_041_408,
     "mae_finetune__convmae_base__img224__1600ep": 85_374_824,
+    # the official MixMIM (tests/parity/fixtures/mim/mixmim_official_keys.json)
+    "mixmim_pretrain__mixmim_base__img224__300ep": 114_665_784,
+    "mixmim_pretrain__mixmim_base__img224__600ep": 114_665_784,
+    "mixmim_pretrain__mixmim_large__img224__600ep": 223_468_244,
+    "mixmim_pretrain__mixmim_huge__img224__600ep": 684_709_594,
+    "mixmim_finetune__mixmim_base__img224__300ep": 88_344_352,
+    "mixmim_finetune__mixmim_base__img224__600ep": 88_344_352,
+    "mixmim_finetune__mixmim_base__img384__600ep": 89_577_440,
+    "mixmim_finetune__mixmim_large__img224__600ep": 197_396_668,
+    "mixmim_finetune__mixmim_large__img384__600ep": 199_246_300,
+    "mixmim_finetune__mixmim_huge__img224__600ep": 659_262_658,
     # those of MAE, with position tables for 28 x 28 patches instead of 14 x 14, and for ViT-B a decoder of another width
     "lsmae_pretrain__vit_base__img448__800ep": 86_567_656 - (768 + 1) * 1000 + MORE_PATCHES * 768 + decoder(768, 384),
     "lsmae_pretrain__vit_large__img448__800ep": 329_541_888 + MORE_PATCHES * (1024 + 512),
@@ -159,8 +170,9 @@ def shapes_of(config):
         return [(kind, dim, stage, tuple(side * 4 // 2 ** stage for side in grid))
                 for stage, dim in enumerate(encoder.EMBED_DIM)]
     cells = [tuple(side // 2 ** stage for side in grid) for stage in range(len(encoder.DEPTHS))]
-    return [(kind, encoder.EMBED_DIM * 2 ** stage, heads, side, min(encoder.WINDOW_SIZE, *side))
-            for stage, (heads, side) in enumerate(zip(encoder.NUM_HEADS, cells, strict=True))]
+    windows = encoder.WINDOW_SIZES if kind == "mixmim" else [encoder.WINDOW_SIZE] * len(cells)
+    return [(kind, encoder.EMBED_DIM * 2 ** stage, heads, side, min(window, *side))
+            for stage, (heads, side, window) in enumerate(zip(encoder.NUM_HEADS, cells, windows, strict=True))]
 
 
 def different_blocks():
@@ -211,7 +223,7 @@ def inputs_of(shape):
 def test_full_size_block_learns_from_an_image(name, stage):
     """In shifted windows where there is more than one. Every parameter has a gradient, finite and not zero everywhere."""
     block, shape = block_of(name, stage)
-    if shape[0].startswith("swin"):
+    if shape[0].startswith("swin") or shape[0] == "mixmim":
         assert (block.grid, block.window) == (shape[3], (shape[4],) * 2)
     x, *others = inputs_of(shape)
     x.requires_grad_()

@@ -33,8 +33,6 @@ def architectures():
 @pytest.mark.parametrize("architecture", architectures(), ids=lambda architecture: Path(architecture[0]).stem)
 def test_recipe_of_an_entry_builds_a_model_with_its_number_of_parameters(architecture):
     recipe, opts, task, linear_probe = architecture
-    if recipe.startswith("configs/mixmim/") and not (REPOSITORY / "configs" / "mixmim").is_dir():
-        pytest.skip("configs/mixmim does not exist")
     config = load_config(REPOSITORY / recipe, opts)
     with torch.device("meta"):
         model = build_probe(config, config.MODEL.NUM_CLASSES) if linear_probe else build_model(config, task == "pretrain")

@@ -1,0 +1,204 @@
+"""Layouts: the names that a project gives to the weights of each kind of encoder, and what can't be converted."""
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.key_maps import (
+    BEIT_MMPRETRAIN,
+    BEIT_TRANSFORMERS,
+    MAE_MMPRETRAIN,
+    MAE_OFFICIAL,
+    MAE_TRANSFORMERS,
+    MIXMIM_MMPRETRAIN,
+    OURS,
+    OURS_ALONE,
+    SIMMIM_VIT_TRANSFORMERS,
+    SWIN_MMPRETRAIN,
+    SWIN_TIMM,
+    SWIN_TRANSFORMERS,
+    SWINV2_TRANSFORMERS,
+    VIT_TIMM,
+)
+from models.position import source_window
+from models.renaming import KeyMap
+from models.sources import SOURCES, encoder_type
+from utils.registry import pick
+
+KINDS = {
+    "swin": "Swin",
+    "swinv2": "SwinV2",
+    "relative_vit": "ViT with relative positions or layer scale (SimMIM's)",
+    "plain_vit": "ViT without these and without a bias of the key",
+    "mae_vit": "ViT with a bias of the key (MAE's)",
+    "convmae": "ConvMAE",
+    "mixmim": "MixMIM",
+}
+
+
+def kind_of(weights):
+    """Which of KINDS weights of our pre-training names hold, or None."""
+    found = encoder_type(weights, "encoder.")
+    if found == "swin" and "decoder.embed.weight" in weights:  # SimMIM's decoder is one convolution
+        return "mixmim"
+    if found != "vit":
+        return found
+    if any("relative_position_bias" in name or ".gamma_" in name for name in weights):
+        return "relative_vit"
+    return "mae_vit" if "encoder.blocks.0.attn.qkv.bias" in weights else "plain_vit"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kind of encoder becomes in a layout.
+
+    Attributes:
+        key_map: KeyMap, or a function that gives it: our weights -> KeyMap.
+        model: what takes the result.
+        refusal: our weights -> why they can't be converted, or None.
+    """
+    key_map: KeyMap | Callable
+    model: str
+    refusal: Callable = lambda weights: None
+
+
+# ---- what can't be converted --------------------------------------------------------------------------------------
+
+def has_positions(weights):
+    if "encoder.absolute_pos_embed" in weights:
+        return "it has a learned absolute position embedding (APE), for which there is no place there"
+    return None
+
+
+def has_odd_windows(weights):
+    """The official code shrinks a window, and its table, to a map that is smaller; not all do.
+
+    Measured between Swin-L with windows of 12 at 192 px (121 rows in the last stage) and mmpretrain (529): not equivalent.
+    """
+    windows = {}
+    for name, table in weights.items():
+        stage = re.fullmatch(r"encoder\.layers\.(\d+)\.blocks\.0\.attn\.relative_position_bias_table", name)
+        window = stage and source_window(len(table), weights.get(name.replace("bias_table", "index")))
+        if window:
+            windows[int(stage[1])] = tuple(window)
+    if len(set(windows.values())) > 1 or any(height != width for height, width in windows.values()):
+        sizes = ", ".join(f"{height}x{width}" for height, width in windows.values())
+        return (f"the windows of its stages are {sizes}: ours shrink to a map that is smaller, there all are square and of one "
+                f"size, and the results would differ. Train or load it at an image size at which no window shrinks")
+    return None
+
+
+def fits_no_swin_of_mmpretrain(weights):
+    stages = {name.split(".")[2] for name in weights if name.startswith("encoder.layers.")}
+    if len(stages) != 4:
+        return f"it has {len(stages)} stages, and the names there are known for four"
+    return has_positions(weights) or has_odd_windows(weights)
+
+
+def fits_no_swin_of_transformers(weights):
+    return has_positions(weights) or has_odd_windows(weights)
+
+
+def fits_no_beit(weights):
+    if "encoder.blocks.0.attn.qkv.bias" in weights:
+        return "it has a bias of the key (MODEL.VIT.K_BIAS), which BEiT has not"
+    return None
+
+
+def fits_no_vit_of_transformers(weights):
+    if "encoder.fc_norm.weight" in weights:
+        return ("it averages tokens and normalises the mean (fc_norm), and ViT there classifies the class token; timm's "
+                "VisionTransformer has both (--to timm)")
+    return None
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+def _ours(weights):
+    return OURS if any(not name.startswith("encoder.") for name in weights) else OURS_ALONE
+
+
+def _official(weights):
+    return MAE_OFFICIAL if "decoder.embed.weight" in weights else _ours(weights)
+
+
+_VIT_BACKBONE = {"mae_vit": Target(VIT_TIMM, "a ViT backbone that takes the names of timm's VisionTransformer")}
+LAYOUTS = {
+    "ours": dict.fromkeys(KINDS, Target(_ours, "--pretrained of this repository")),
+    "official": dict.fromkeys(KINDS, Target(_official, "the repository of its authors")),
+    "timm": {
+        "swin": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformer", has_positions),
+        "swinv2": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformerV2", has_positions),
+        "relative_vit": Target(VIT_TIMM, "timm: Beit", fits_no_beit),
+        "plain_vit": Target(VIT_TIMM, "timm: Beit(use_abs_pos_emb=True, init_values=None)"),
+        "mae_vit": Target(VIT_TIMM, "timm: VisionTransformer"),
+    },
+    "transformers": {
+        "swin": Target(SWIN_TRANSFORMERS, "transformers: SwinForMaskedImageModeling, SwinForImageClassification, SwinModel",
+                       fits_no_swin_of_transformers),
+        "swinv2": Target(SWINV2_TRANSFORMERS, "transformers: Swinv2ForMaskedImageModeling, Swinv2ForImageClassification, "
+                                              "Swinv2Model", has_positions),
+        "relative_vit": Target(BEIT_TRANSFORMERS, "transformers: BeitModel, BeitForImageClassification (use_mean_pooling=False "
+                                                  "without fc_norm)", fits_no_beit),
+        "plain_vit": Target(SIMMIM_VIT_TRANSFORMERS, "transformers: ViTForMaskedImageModeling, ViTForImageClassification, "
+                                                     "ViTModel", fits_no_vit_of_transformers),
+        "mae_vit": Target(MAE_TRANSFORMERS, "transformers: ViTMAEForPreTraining, ViTForImageClassification, ViTMAEModel",
+                          fits_no_vit_of_transformers),
+    },
+    "mmpretrain": {
+        "swin": Target(SWIN_MMPRETRAIN, "mmpretrain: SimMIM, ImageClassifier with SwinTransformer", fits_no_swin_of_mmpretrain),
+        "relative_vit": Target(BEIT_MMPRETRAIN, "mmpretrain: BEiTViT", fits_no_beit),
+        "mae_vit": Target(MAE_MMPRETRAIN, "mmpretrain: MAE, ImageClassifier with VisionTransformer"),
+        "mixmim": Target(MIXMIM_MMPRETRAIN, "mmpretrain: MixMIM, ImageClassifier with MixMIMTransformer"),
+    },
+    "detectron2": _VIT_BACKBONE,
+    "mmdetection": _VIT_BACKBONE,
+    "mmsegmentation": _VIT_BACKBONE,
+}
+
+
+# ---- conversion ---------------------------------------------------------------------------------------------------
+
+def read_layout(weights, path, layout=None):
+    """Give weights of any known kind our pre-training names.
+
+    Args:
+        weights: from utils.checkpoint.weights_of.
+        path: for messages.
+        layout: one of LAYOUTS that they have to be in; None = any.
+    Returns: (our weights, the Source they were recognised as, names there that are not known).
+    Raises: ValueError if the file is not known, or not of that layout.
+    """
+    if layout is not None:
+        pick(LAYOUTS, layout, "--from")
+    source = next((source for source in SOURCES if source.recognises(weights)), None)
+    if source is None:
+        raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, "
+                         f"... Known: {'; '.join(source.name for source in SOURCES)}.")
+    if layout is not None and layout not in source.layouts:
+        raise ValueError(f"{path} has the names of {source.name}, which is no file of --from {layout}. Leave --from out, or "
+                         f"use one of {', '.join(source.layouts)}.")
+    ours = source.convert(weights)
+    unknown = [name for name in ours if not name.startswith(("encoder.", "decoder."))]
+    return {name: tensor for name, tensor in ours.items() if name not in unknown}, source, unknown
+
+
+def write_layout(weights, layout):
+    """Give weights of our pre-training names those of a layout.
+
+    Returns: (weights, names of ours that have no counterpart there and were left out, the Target).
+    Raises: ValueError that says why it can't be done.
+    """
+    targets, kind = pick(LAYOUTS, layout, "--to"), kind_of(weights)
+    if kind is None:
+        raise ValueError(f"these weights hold no encoder that can be converted: they are named {', '.join(list(weights)[:4])}, "
+                         f"... Kinds: {', '.join(KINDS.values())}.")
+    if kind not in targets:
+        others = [name for name, kinds in LAYOUTS.items() if kind in kinds]
+        raise ValueError(f"{KINDS[kind]} can't be written for {layout}: no names are known for it there, or it lacks what the "
+                         f"weights are for. It can be written for {', '.join(others)}.")
+    target = targets[kind]
+    reason = target.refusal(weights)
+    if reason:
+        raise ValueError(f"{KINDS[kind]} can't be written for {layout} ({target.model}): {reason}.")
+    key_map = target.key_map if isinstance(target.key_map, KeyMap) else target.key_map(weights)
+    return key_map.to_theirs(weights), key_map.dropped(weights), target

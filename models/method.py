@@ -1,0 +1,72 @@
+"""What every pre-training method is: images and masks in, a loss out; and what people see of it."""
+import torch
+from torch import nn
+
+from models.layers import lift_mask
+from models.targets import PixelTarget
+
+
+class Method(nn.Module):
+    """Base of all methods that regress pixels.
+
+    Subclasses define `reconstruct` and `loss`. A method knows no optimizer, and the engine knows no method.
+
+    Args:
+        encoder: an Encoder.
+        decoder: a module that turns features into pixels.
+        target: what is predicted, see models/targets.py.
+    """
+
+    def __init__(self, encoder, decoder, target=None):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.target = target or PixelTarget()
+
+    def forward(self, images, mask=None):
+        """Loss, or features where there is no mask.
+
+        Args:
+            images: (B, C, H, W) float, normalised.
+            mask: (B, H/patch, W/patch), True or 1 = hidden; None for features.
+        Returns: scalar float32 loss; without a mask the tuple of `extract_feat`.
+        """
+        if mask is None:
+            return self.extract_feat(images)
+        return self.loss(self.reconstruct(images, mask), self.target(images), mask)
+
+    def reconstruct(self, images, mask, denormalize=False):
+        """Predicted pixels, (B, C, H, W): what the loss compares with its target.
+
+        With `denormalize` a normalised target is undone by its own statistics, for viewing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define reconstruct")
+
+    def loss(self, prediction, target, mask):
+        """Both (B, C, H, W), mask as in `forward` -> scalar float32."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def pictures(self, images, mask):
+        """What to look at: {name of a column: (B, C, H, W) images, normalised}. NaN = hidden; such pixels are drawn grey."""
+        prediction = self.reconstruct(images, mask, denormalize=True).to(images.dtype)
+        hidden = lift_mask(mask, images.shape[-2:]).unsqueeze(1)
+        return {"original": images, "masked": images.masked_fill(hidden, torch.nan), "prediction": prediction,
+                "pasted": torch.where(hidden, prediction, images)}
+
+    def extract_feat(self, images):
+        """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
+        return (self.encoder(images),)
+
+    def init_module(self, name, module):
+        """As Encoder.init_module, where encoder and decoder have one."""
+        part, _, rest = name.partition(".")
+        if hasattr(getattr(self, part, None), "init_module"):
+            getattr(self, part).init_module(rest, module)
+
+    def units(self):
+        """As Encoder.units."""
+        return [*self.encoder.units(), *getattr(self.decoder, "blocks", ())]
+
+    def no_weight_decay(self):
+        """As Encoder.no_weight_decay."""
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}

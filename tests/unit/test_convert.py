@@ -1,0 +1,178 @@
+"""Checkpoints converted by tools/convert.py: what is written, what is said, what is refused."""
+import pytest
+import torch
+
+from models.layouts import KINDS, LAYOUTS, kind_of, read_layout
+from models.pretrained import load_pretrained
+from tools import convert as tool
+from utils.checkpoint import load_checkpoint, save_checkpoint, weights_of
+
+from .helpers import largest_difference, perturb, tiny_model
+
+KIND = {"swin": "swin", "swinv2": "swinv2", "vit": "relative_vit"}
+MAE = {"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_SHARED_RPB": False,
+       "MODEL.VIT.INIT_VALUES": None}
+FOUR_STAGES = {"DATA.IMG_SIZE": [64, 64], "MODEL.SWIN.DEPTHS": [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
+               "DATA.MASK_PATCH_SIZE": 32}
+PAIRS = [(encoder, layout) for layout in LAYOUTS for encoder in KIND if KIND[encoder] in LAYOUTS[layout]]
+
+
+def settings_of(encoder):
+    """A Swin of four stages, since some know no other, with windows that never shrink."""
+    return FOUR_STAGES | {"MODEL.SWIN.WINDOW_SIZE": 2} if encoder == "swin" else {}
+
+
+def saved(model, path):
+    save_checkpoint(path, {"model": model.state_dict(), "epoch": 3})
+    return path
+
+
+@pytest.mark.parametrize(("encoder", "layout"), PAIRS)
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("is_pretrain", [True, False])
+def test_model_comes_back_from_any_layout(encoder, layout, ending, is_pretrain, tmp_path):
+    source = perturb(tiny_model(encoder, settings_of(encoder), is_pretrain))
+    there, back = tmp_path / f"there.{ending}", tmp_path / "back.pth"
+    tool.convert(saved(source, tmp_path / "source.pth"), there, layout)
+    tool.convert(there, back, "ours", layout)
+    model = tiny_model(encoder, settings_of(encoder), is_pretrain=False, seed=9)
+    report = load_pretrained(model, back)
+    assert set(report.missing) == ({"head.weight", "head.bias"} if is_pretrain else set())
+    encoders = [(part.encoder if hasattr(part, "encoder") else part).state_dict() for part in (source, model)]
+    states = [{name: value for name, value in state.items() if not name.startswith(("head.", "mask_token"))}
+              for state in encoders]
+    assert largest_difference(*states) == 0
+    assert largest_difference(model.state_dict(), load_model(there, encoder).state_dict()) == 0
+
+
+def load_model(path, encoder):
+    """A classifier that took the converted file as it is."""
+    model = tiny_model(encoder, settings_of(encoder), is_pretrain=False, seed=9)
+    load_pretrained(model, path)
+    return model
+
+
+@pytest.mark.parametrize("layout", ["ours", "official"])
+@pytest.mark.parametrize("encoder", KIND)
+def test_pretraining_model_keeps_its_decoder(encoder, layout, tmp_path):
+    source = perturb(tiny_model(encoder))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", layout)
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "there.pth")), source.state_dict()) == 0
+
+
+def test_mae_goes_to_official_names_and_back(tmp_path):
+    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "official")
+    assert {"decoder_embed.weight", "mask_token", "blocks.0.norm1.weight"} <= load_checkpoint(tmp_path / "there.pth")[
+        "model"].keys()
+    tool.convert(tmp_path / "there.pth", tmp_path / "back.safetensors", "ours")
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.safetensors")), source.state_dict()) == 0
+
+
+@pytest.mark.parametrize("layout", ["detectron2", "mmdetection", "mmsegmentation"])
+def test_backbone_of_mae_stands_alone_at_the_root(layout, tmp_path):
+    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
+    lines = tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", layout)
+    expected = source.encoder.state_dict()
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "there.pth")), expected) == 0
+    assert "left out, because there is nothing like it there: decoder." in lines[-1]
+
+
+def test_weights_of_unknown_names_are_left_out_and_named(tmp_path):
+    state = tiny_model("vit", MAE, is_pretrain=False).state_dict()
+    there = tmp_path / "there.pth"
+    tool.convert(saved(tiny_model("vit", MAE, is_pretrain=False), tmp_path / "source.pth"), there, "transformers")
+    save_checkpoint(there, {**load_checkpoint(there), "vit.pooler.dense.weight": torch.ones(2, 2)})
+    lines = tool.convert(there, tmp_path / "back.pth", "ours")
+    assert lines[-1] == "left out, because it is not known what it is: vit.pooler.dense.weight"
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.pth")), state) == 0
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+IMPOSSIBLE = {  # encoder, settings, layout, what the message says
+    "relative positions in a backbone of timm's names": ("vit", {}, "detectron2", "can't be written for detectron2"),
+    "key bias in BEiT": ("vit", {"MODEL.VIT.K_BIAS": True}, "timm", r"MODEL\.VIT\.K_BIAS"),
+    "mean pooling in ViT": ("vit", MAE | {"MODEL.VIT.USE_MEAN_POOLING": True}, "transformers", "fc_norm.*--to timm"),
+    "shrunk windows in transformers": ("swin", FOUR_STAGES | {"MODEL.SWIN.WINDOW_SIZE": 4}, "transformers",
+                                       r"stages are 4x4, 4x4, 4x4, 2x2"),
+    "shrunk windows in mmpretrain": ("swin", FOUR_STAGES | {"MODEL.SWIN.WINDOW_SIZE": 4}, "mmpretrain", "4x4, 2x2"),
+    "windows that are not square": ("swin", {"MODEL.SWIN.WINDOW_SIZE": 8, "MODEL.SWIN.DEPTHS": [1],
+                                             "MODEL.SWIN.NUM_HEADS": [1], "DATA.IMG_SIZE": [24, 64]}, "transformers", "6x8"),
+    "two stages in mmpretrain": ("swin", {}, "mmpretrain", "it has 2 stages"),
+    "learned positions in timm's Swin": ("swin", {"MODEL.SWIN.APE": True}, "timm", r"absolute position embedding \(APE\)"),
+    "SwinV2 in mmpretrain": ("swinv2", {}, "mmpretrain", "It can be written for ours, official, timm, transformers"),
+}
+
+
+@pytest.mark.parametrize(("encoder", "settings", "layout", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_impossible_conversion_says_why_and_writes_nothing(encoder, settings, layout, message, tmp_path):
+    path = saved(tiny_model(encoder, settings, is_pretrain=False), tmp_path / "source.pth")
+    with pytest.raises(ValueError, match=message):
+        tool.convert(path, tmp_path / "there.pth", layout)
+    assert not (tmp_path / "there.pth").exists()
+
+
+def test_existing_file_is_kept_without_force(tmp_path):
+    source, there = saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.pth"
+    there.write_text("mine")
+    with pytest.raises(ValueError, match=r"there\.pth exists and is not written over: .*--force"):
+        tool.convert(source, there, "timm")
+    assert there.read_text() == "mine"
+    tool.convert(source, there, "timm", force=True)
+    assert "layers.1.downsample.reduction.weight" in load_checkpoint(there)
+
+
+def test_file_is_not_converted_into_itself(tmp_path):
+    source = saved(tiny_model("swin"), tmp_path / "source.pth")
+    with pytest.raises(ValueError, match=r"source\.pth is the file that is read"):
+        tool.convert(source, source, "timm", force=True)
+
+
+@pytest.mark.parametrize("name", ["there.bin", "ckpt_epoch_3.pth"])
+def test_name_of_the_target_is_checked(name, tmp_path):
+    with pytest.raises(ValueError, match="must end in|named like a checkpoint of a run"):
+        tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / name, "timm")
+
+
+def test_file_of_another_layout_than_said_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="names of pre-training model, which is no file of --from timm.*ours, official"):
+        tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.pth", "ours", "timm")
+
+
+@pytest.mark.parametrize(("arguments", "flag"), [(("tim",), "--to"), (("timm", "tim"), "--from")])
+def test_unknown_layout_is_refused(arguments, flag, tmp_path):
+    with pytest.raises(ValueError, match=rf"{flag}='tim' is unknown; valid: .*Did you mean 'timm'"):
+        tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.pth", *arguments)
+
+
+def test_unknown_file_is_refused():
+    with pytest.raises(ValueError, match=r"x\.pth holds weights of a kind that is not known: .*conv1.*transformers' Swin"):
+        read_layout({"conv1.weight": torch.ones(1)}, "x.pth")
+
+
+def test_weights_without_an_encoder_are_of_no_kind():
+    assert kind_of({"decoder.0.weight": torch.ones(1)}) is None
+
+
+def test_command_line_says_what_was_done(tmp_path, monkeypatch, capsys):
+    source, there = saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.safetensors"
+    monkeypatch.setattr("sys.argv", ["convert.py", str(source), str(there), "--to", "timm"])
+    tool.main()
+    read, written, left_out = capsys.readouterr().out.splitlines()
+    assert read == f"{source}: pre-training model, {len(tiny_model('swin').state_dict())} tensors"
+    assert written.startswith(f"{there}: {len(load_checkpoint(there)['model'])} tensors for timm 0.9 or later: SwinTransformer")
+    assert "encoder.mask_token" in left_out
+
+
+def test_command_line_without_a_layout_says_what_is_needed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["convert.py", "a.pth", "b.pth"])
+    with pytest.raises(ValueError, match="--to LAYOUT, or --list"):
+        tool.main()
+
+
+def test_list_names_every_layout_and_encoder(capsys):
+    tool.list_layouts()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == list(LAYOUTS)
+    assert all(any(text in line for line in lines) for text in KINDS.values())

@@ -1,0 +1,74 @@
+"""Give the weights of a checkpoint the names of another project.
+
+  python tools/convert.py output/simmim_pretrain/swin/encoder.pth swin.safetensors --to timm
+  python tools/convert.py mae_pretrain_vit_base.pth mae.pth --to mmpretrain
+  python tools/convert.py pytorch_model.safetensors ours.pth --to ours --from transformers
+  python tools/convert.py --list                                layouts, and the encoders that each takes
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
+
+from models.layouts import KINDS, LAYOUTS, read_layout, write_layout  # noqa: E402
+from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
+from utils.cli import run  # noqa: E402
+
+WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
+           "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
+
+
+def list_layouts():
+    for layout, targets in LAYOUTS.items():
+        print(layout)
+        for kind, target in targets.items():
+            print(f"  {KINDS[kind]:56} {target.model}")
+
+
+def check_target(path, force):
+    if path.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{path} must end in .pth or .safetensors.")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists and is not written over: choose another name, or give --force.")
+    if EPOCH_FILE.fullmatch(path.name):
+        raise ValueError(f"{path} is named like a checkpoint of a run, which would go on from it: choose another name.")
+
+
+def convert(source, target, to, from_layout=None, force=False):
+    """Convert a file; see the flags. Returns the lines that say what was done."""
+    check_target(target, force)
+    if target.resolve() == Path(source).resolve():
+        raise ValueError(f"{target} is the file that is read: choose another name.")
+    weights = weights_of(load_checkpoint(source, moments=False))
+    ours, kind, unknown = read_layout(weights, source, from_layout)
+    theirs, dropped, model = write_layout(ours, to)
+    save_checkpoint(target, {WRAPPED[to]: theirs} if to in WRAPPED else theirs)
+    lines = [f"{source}: {kind.name}, {len(weights)} tensors",
+             f"{target}: {len(theirs)} tensors for {model.model}, {target.stat().st_size / 2 ** 20:.1f} MiB"]
+    for names, reason in ((dropped, "there is nothing like it there"), (unknown, "it is not known what it is")):
+        if names:
+            more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
+            lines.append(f"left out, because {reason}: {', '.join(names[:8])}{more}")
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", help="checkpoint: .pth, .safetensors, or the folder of a sharded run")
+    parser.add_argument("target", nargs="?", type=Path, help=".pth or .safetensors file to write")
+    parser.add_argument("--to", metavar="LAYOUT", help=f"one of {', '.join(LAYOUTS)}")
+    parser.add_argument("--from", dest="from_layout", metavar="LAYOUT", help="what the file has to be; told by its names if "
+                                                                             "left out")
+    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser.add_argument("--list", action="store_true", help="show layouts and the encoders that each takes")
+    args = parser.parse_args()
+    if args.list:
+        return list_layouts()
+    if args.source is None or args.target is None or args.to is None:
+        raise ValueError("give a file to read, a file to write and --to LAYOUT, or --list for the layouts.")
+    print("\n".join(convert(args.source, args.target, args.to, args.from_layout, args.force)))
+
+
+if __name__ == "__main__":
+    run(main)
