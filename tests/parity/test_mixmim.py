@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from config import load_config
 from models import build_model
+from models.key_maps import MIXMIM_MMPRETRAIN
+from models.position import sincos_table
 from models.pretrained import load_pretrained
 from optimizer import finetune_groups
 
@@ -166,6 +168,40 @@ def test_weights_move_to_another_size_and_other_windows(tmp_path):
         torch.testing.assert_close(model.state_dict()[name], tensors[f"out/{name}"], **FORWARD)
     model.load_state_dict(head, strict=False)
     torch.testing.assert_close(model(tensors["in/image"]), tensors["out/logits"], **FORWARD)
+
+
+# ---- mmpretrain's files -------------------------------------------------------------------------------------------
+
+def transposed(table, side):
+    """A sin-cos table with rows and columns exchanged, as mmpretrain makes it."""
+    return table.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trained_there", [False, True])
+def test_file_of_mmpretrain_gives_the_same_model_with_the_positions_it_was_trained_with(trained_there, run, tmp_path):
+    """Names and the order within patch merging differ; its own tables are those of the official code, transposed."""
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    side = run.record["img_size"] // STRIDE
+    if trained_there:
+        weights["encoder.absolute_pos_embed"] = transposed(weights["encoder.absolute_pos_embed"], side * STRIDE // PATCH)
+        weights["decoder.pos_embed"] = transposed(weights["decoder.pos_embed"], side)
+    theirs = MIXMIM_MMPRETRAIN.to_theirs(weights)
+    assert all(name.startswith(("backbone.", "neck.")) for name in theirs)
+    torch.save({"state_dict": theirs}, tmp_path / "mmpretrain.pth")
+    model = build_model(config_of(run.record)).eval()
+    report = load_pretrained(model, tmp_path / "mmpretrain.pth")
+    assert report.source == "mmpretrain's MixMIM" and report.missing == report.unexpected == []
+    expected = build_model(config_of(run.record)).eval()
+    expected.load_state_dict(weights)
+    assert torch.equal(model(run.images, run.mask), expected(run.images, run.mask))
+    assert (abs(model(run.images, run.mask).item() - run.loss) > 1e-4) == trained_there
+
+
+def test_positions_of_mmpretrain_are_ours_transposed():
+    _, recorded = load_mim("sincos_pos_embed")
+    theirs = transposed(sincos_table((7, 7), 32), 7)[0]
+    torch.testing.assert_close(theirs, recorded["mmpretrain_grid7_dim32_nocls_float32"], atol=1e-6, rtol=0)
 
 
 # ---- the published sizes ------------------------------------------------------------------------------------------
