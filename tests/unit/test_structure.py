@@ -21,6 +21,8 @@ MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_
     "optimizer": {"config", "utils"},
     "lr_scheduler": {"config", "utils"},
     "resume": {"config", "utils"},
+    "inference": {"config", "data", "models", "utils"},
+    "hubconf": {"inference", "models"},
     "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils"},
 }
 
