@@ -3,6 +3,7 @@
 Inside `no_memory` tensors have a size and a format but no content, so that a training step of a model that fits on no
 machine can be run here: with nothing to compute, a large batch takes as long as a small one. Knows nothing of the project.
 """
+import math
 import weakref
 from contextlib import contextmanager
 
@@ -22,6 +23,9 @@ CONVERTED = set("""
     log1p log2 margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss nll_loss pdist poisson_nll_loss pow
     reciprocal renorm rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus tan triplet_margin_loss""".split())
 SUMMED = {"cumprod", "cumsum", "log_softmax", "norm", "prod", "softmax", "sum"}  # these have a float32 result of their own
+MATRIX_KINDS = ("conv", "linear", "matmul")  # what torch counts; the rest of forward_costs is mmpretrain's
+KINDS = {"convolution": "conv", "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul",
+         "native_layer_norm": "layer_norm", "native_batch_norm": "batch_norm"}
 ALIGNMENT = 16  # fused attention pads the rows of its bias to a multiple of so many elements
 
 
@@ -138,6 +142,35 @@ def training_flops(compute_loss):
         forward = counter.get_total_flops()
         loss.backward()
     return forward, counter.get_total_flops()
+
+
+def _layer_norm_cost(shape, *args, out_shape=None, **kwargs):
+    return 5 * math.prod(shape)
+
+
+def _batch_norm_cost(shape, weight_shape, *args, out_shape=None, **kwargs):
+    return math.prod(shape) * (1 if weight_shape is None else 2)
+
+
+def forward_costs(compute):
+    """Costs of a forward pass without gradients, by the kind of operator; a multiply-add is one.
+
+    Args:
+        compute: function of nothing.
+    Returns: {kind: cost} of the kinds that occur, with a total of `sum(costs.values())`: conv, linear, matmul (of two
+        activations, as in attention), 5 for each element of a layer_norm, 2 of a batch_norm in evaluation or 1 of one
+        without scale. Nothing for softmax, activation functions, sums, products and means.
+    Source: the rules of mmpretrain's tools/analysis_tools/get_flops.py, which are those of fvcore.
+    """
+    norms = {torch.ops.aten.native_layer_norm: _layer_norm_cost, torch.ops.aten.native_batch_norm: _batch_norm_cost}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=norms) as counter:
+        compute()
+    costs = {}
+    for operator, count in counter.get_flop_counts()["Global"].items():
+        name = str(operator).removeprefix("aten.")
+        kind = "matmul" if name.startswith("_scaled_dot_product") else KINDS.get(name, name)
+        costs[kind] = costs.get(kind, 0) + (count if operator in norms else count // 2)
+    return costs
 
 
 def training_memory(module, compute_loss):

@@ -5,8 +5,10 @@ from unittest import mock
 import pytest
 import torch
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from models import build_model
@@ -15,6 +17,7 @@ from utils.costs import (
     AsOnCuda,
     LiveMemory,
     empty_copies,
+    forward_costs,
     no_memory,
     num_bytes,
     num_parameters,
@@ -189,3 +192,29 @@ def test_parameters_in_the_format_that_is_multiplied_in_need_no_copies(encoder):
 def test_memory_grows_linearly_with_the_batch(encoder):
     memory = [count(encoder, batch=batch)[-1] for batch in (32, 64, 96)]
     assert memory[2] - memory[1] == pytest.approx(memory[1] - memory[0], rel=0.02)
+
+
+# ---- operators ----------------------------------------------------------------------------------------------------
+
+def test_forward_costs_follow_the_rules_of_each_operator():
+    batch, channels, height, width, classes = 2, 3, 8, 12, 5
+    convolution, norm = nn.Conv2d(channels, 7, 4, stride=4), nn.LayerNorm(7)
+    plain, affine = nn.BatchNorm1d(7, affine=False).eval(), nn.BatchNorm1d(7).eval()
+    head, no_bias = nn.Linear(7, classes), nn.Linear(7, classes, bias=False)
+
+    def compute():
+        x = norm(convolution(torch.randn(batch, channels, height, width)).flatten(2).transpose(1, 2))  # (2, 6, 7)
+        attended = torch.softmax(x @ x.transpose(1, 2), dim=-1) @ x
+        attended = F.gelu(F.scaled_dot_product_attention(*[attended.unsqueeze(1)] * 3)).squeeze(1)
+        return head(affine(plain(attended.mean(dim=1)))) + no_bias(x).sum()
+
+    tokens, patch = batch * 6, 4 * 4 * channels
+    attention = 2 * batch * 6 * 6 * 7
+    assert forward_costs(compute) == {
+        "conv": tokens * patch * 7, "layer_norm": 5 * tokens * 7, "matmul": 2 * attention,
+        "batch_norm": 3 * batch * 7, "linear": batch * 7 * classes + tokens * 7 * classes}
+
+
+def test_forward_costs_leave_no_gradient_behind():
+    layer = nn.Linear(3, 2)
+    assert forward_costs(lambda: layer(torch.randn(4, 3)).sum()) == {"linear": 24} and layer.weight.grad is None

@@ -1,0 +1,1 @@
+"""Programs that show our encoders at other tasks; see docs/export.md."""

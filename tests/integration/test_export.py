@@ -1,0 +1,150 @@
+"""tools/export.py: written programs give what the model gives, and nothing is written that does not."""
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models.build import ENCODERS
+from tests.contracts.tiny import CLASSES, VARIANTS, build, make_config, make_images
+from tools import export
+from utils.checkpoint import save_checkpoint
+from utils.cli import run
+
+BATCHES = (1, 5)
+
+
+def prepare(folder, name, features=False):
+    """A recipe and a checkpoint in a folder, the model that stands in the latter, and what it gives for images."""
+    config = make_config(name, next(iter(VARIANTS[name])))
+    model = build(config, is_pretrain=False)
+    if features:
+        pretrained = build(config, is_pretrain=True)
+        model = pretrained.encoder
+        save_checkpoint(folder / "weights.pth", {"model": pretrained.state_dict()})
+    else:
+        save_checkpoint(folder / "weights.pth", {"model": model.state_dict()})
+    (folder / "recipe.yaml").write_text(config.dump(), encoding="utf-8")
+    return SimpleNamespace(config=config, model=model, arguments=["--cfg", folder / "recipe.yaml", "--weights",
+                                                                  folder / "weights.pth"])
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
+    export.main()
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """What stands on stderr."""
+    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        run(export.main)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@torch.no_grad()
+def assert_equal_to_model(case, program, batches):
+    for batch in batches:
+        images = make_images(case.config, batch)
+        expected = case.model(images)
+        assert (program(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.fixture
+def onnx():
+    """Path -> function of images; the test is skipped where a package is not installed."""
+    for package in export.ONNX_PACKAGES:
+        pytest.importorskip(package, reason=f"needs {package}: pip install {package}")
+    return onnx_program
+
+
+def onnx_program(path):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+# ---- torch.export -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_features_as_torch_program_are_those_of_the_encoder(name, tmp_path, monkeypatch, capsys):
+    case = prepare(tmp_path, name, features=True)
+    call(monkeypatch, *case.arguments, "--features", "--to", "torch", tmp_path / "encoder.pt2")
+    assert_equal_to_model(case, torch.export.load(tmp_path / "encoder.pt2").module(), [1])
+    assert "encoder.pt2" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.pt2", "recipe.yaml", "weights.pth"]
+
+
+def test_classifier_as_torch_program_takes_any_batch(tmp_path, monkeypatch):
+    case = prepare(tmp_path, "swin")
+    call(monkeypatch, *case.arguments, "--to", "torch", tmp_path / "classifier.pt2", "--dynamic-batch")
+    program = torch.export.load(tmp_path / "classifier.pt2").module()
+    assert program(make_images(case.config, 4)).shape == (4, CLASSES)
+    assert_equal_to_model(case, program, BATCHES)
+
+
+# ---- ONNX ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_classifier_as_onnx_takes_any_batch(name, onnx, tmp_path, monkeypatch):
+    case = prepare(tmp_path, name)
+    call(monkeypatch, *case.arguments, "--to", "onnx", tmp_path / "classifier.onnx", "--dynamic-batch")
+    assert_equal_to_model(case, onnx(tmp_path / "classifier.onnx"), BATCHES)
+
+
+def test_onnx_of_a_large_model_has_its_weights_in_a_second_file(onnx, tmp_path, monkeypatch):
+    case = prepare(tmp_path, "vit", features=True)
+    monkeypatch.setattr(export, "LARGEST_FILE", 0)
+    call(monkeypatch, *case.arguments, "--features", "--to", "onnx", tmp_path / "encoder.onnx", "--opset", 18)
+    assert (tmp_path / "encoder.onnx.data").is_file()
+    assert_equal_to_model(case, onnx(tmp_path / "encoder.onnx"), [1])
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
+    find = export.importlib.util.find_spec
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name))
+    case = prepare(tmp_path, "vit")
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", "onnx", tmp_path / "classifier.onnx")
+    assert "pip install onnx onnxscript onnxruntime" in error
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("name", "arguments", "message"), [
+    ("taken.pt2", [], "taken.pt2 exists"), ("model.onnx", [], "must end in .pt2"), ("no/model.pt2", [], "no does not exist"),
+    ("model.pt2", ["--opset", 18], "--opset 18")])
+def test_target_that_can_not_be_written_is_refused(name, arguments, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken.pt2").write_text("mine")
+    case = prepare(tmp_path, "vit")
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", "torch", tmp_path / name, *arguments)
+    assert message in error and (tmp_path / "taken.pt2").read_text() == "mine"
+
+
+def test_force_writes_over_a_file(tmp_path, monkeypatch):
+    (tmp_path / "taken.pt2").write_text("mine")
+    case = prepare(tmp_path, "vit", features=True)
+    call(monkeypatch, *case.arguments, "--features", "--to", "torch", tmp_path / "taken.pt2", "--force")
+    assert_equal_to_model(case, torch.export.load(tmp_path / "taken.pt2").module(), [1])
+
+
+@pytest.mark.parametrize("difference", [1e-3, float("nan")])
+def test_program_that_differs_from_the_model_is_not_kept(difference, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "largest_difference", lambda *_: difference)
+    case = prepare(tmp_path, "vit")
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", "torch", tmp_path / "classifier.pt2")
+    assert "--tolerance 1.0e-04" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "weights.pth"]
+
+
+def test_checkpoint_without_a_head_is_no_classifier(tmp_path, monkeypatch, capsys):
+    case = prepare(tmp_path, "swin", features=True)
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", "torch", tmp_path / "classifier.pt2")
+    assert "no classification head" in error and "--features" in error
+
+
+def test_checkpoint_that_lacks_weights_of_the_output_is_refused(tmp_path, monkeypatch, capsys):
+    case = prepare(tmp_path, "vit")
+    mean = ["--opts", "MODEL.VIT.USE_MEAN_POOLING", "True"]  # which wants an fc_norm
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", "torch", tmp_path / "classifier.pt2", *mean)
+    assert "no weights for fc_norm.weight" in error

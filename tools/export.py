@@ -1,0 +1,159 @@
+"""Write a trained model as a program that runs without this repository: ONNX, or torch.export.
+
+  python tools/export.py --cfg <fine-tuning recipe> --weights <fine-tuned checkpoint> --to onnx classifier.onnx
+  python tools/export.py --cfg <recipe> --weights encoder.pth --features --to torch encoder.pt2 --dynamic-batch
+
+The program takes `images`, (B, channels, height, width) float32, normalised as in training, of the recipe's DATA.IMG_SIZE. It
+gives `logits` (B, classes) or, with --features, the encoder's feature map, (B, channels, height/stride, width/stride). B is 1,
+or anything with --dynamic-batch. The written file is run on random images; it is kept only if it gives what the model gives.
+
+  onnx   needs pip install onnx onnxscript onnxruntime; run it with onnxruntime.InferenceSession(path)
+  torch  run it with torch.export.load(path).module()
+"""
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
+
+import torch  # noqa: E402
+
+from config import encoder_config, image_size, load_config, with_values  # noqa: E402
+from models.build import build_encoder, build_model, materialize  # noqa: E402
+from models.pretrained import load_pretrained  # noqa: E402
+from utils.checkpoint import load_checkpoint, weights_of  # noqa: E402
+from utils.cli import run  # noqa: E402
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LARGEST_FILE = 2 ** 31 - 2 ** 24  # bytes of weights: an ONNX file ends at 2 GiB, what is larger has them in a second one
+OF_PRETRAINING = ("mask_token", "stage1_output_decode.", "stage2_output_decode.")  # in no feature, so a file may lack them
+
+
+def main():
+    args = parse_arguments()
+    check_target(args)
+    config = load_config(args.cfg, args.opts)
+    model = load_model(config, args.weights, args.features).eval()
+    batch = 2 if args.dynamic_batch else 1  # torch.export takes a batch of one as a fact
+    images = random_images(config, batch)
+    with tempfile.TemporaryDirectory(dir=args.target.parent, prefix=".export_") as folder, torch.no_grad():
+        path = Path(folder) / args.target.name
+        write = {"onnx": write_onnx, "torch": write_torch}[args.to]
+        write(model, images, path, args)
+        difference = largest_difference(model, random_images(config, 3 if args.dynamic_batch else 1), path)
+        if not difference <= args.tolerance:  # NaN is a failure, too
+            raise ValueError(f"the exported program differs from the model by {difference:.1e} of its largest output, more "
+                             f"than --tolerance {args.tolerance:.1e}: nothing was written.")
+        parts = sorted(Path(folder).iterdir())
+        size = sum(part.stat().st_size for part in parts)
+        for part in parts:
+            os.replace(part, args.target.parent / part.name)
+    print(f"{args.target}: {size / 2 ** 20:.1f} MiB{' in two files' if len(parts) > 1 else ''}; differs from the model by "
+          f"{difference:.1e} of its largest output")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, as for --pretrained of the mains")
+    parser.add_argument("--to", required=True, choices=tuple(SUFFIXES), help="format")
+    parser.add_argument("--features", action="store_true", help="the encoder's feature map instead of a classifier's logits")
+    parser.add_argument("--dynamic-batch", action="store_true", help="batches of any size (default: of one image)")
+    parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: torch's choice)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="allowed difference from the model, as a "
+                        "share of its largest output (default: 1e-4)")
+    parser.add_argument("--force", action="store_true", help="write over a file that exists")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    return parser.parse_args()
+
+
+def check_target(args):
+    """Refuse what can be known to fail before a model is built. Raises ValueError."""
+    target, suffix = args.target, SUFFIXES[args.to]
+    if target.suffix != suffix:
+        raise ValueError(f"{target} must end in {suffix} for --to {args.to}: use {target.with_suffix(suffix)}.")
+    if not target.parent.is_dir():
+        raise ValueError(f"the folder {target.parent} does not exist: make it first.")
+    existing = [path for path in (target, data_of(target)) if path.exists()]
+    if existing and not args.force:
+        raise ValueError(f"{existing[0]} exists and is not written over: choose another name, or add --force.")
+    if args.to == "onnx":
+        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(missing)}.")
+    elif args.opset is not None:
+        raise ValueError(f"--opset {args.opset} is of ONNX: leave it out with --to {args.to}.")
+
+
+def data_of(path):
+    """Where the weights of a large ONNX model stand."""
+    return path.with_name(f"{path.name}.data")
+
+
+def load_model(config, path, features):
+    """The encoder of a checkpoint, with the head of a classifier unless `features`.
+
+    Raises: ValueError if the file lacks weights that the output depends on.
+    """
+    with torch.device("meta"):
+        if features:
+            model = build_encoder(config)
+        else:
+            model = build_model(with_values(config, MODEL__NUM_CLASSES=num_classes(path)), is_pretrain=False)
+    report = load_pretrained(materialize(model), path)
+    print(report)
+    missing = [name for name in report.missing if not name.startswith(OF_PRETRAINING)]
+    if missing:
+        raise ValueError(f"{path} has no weights for {', '.join(missing[:4])}, which the output depends on. Use the recipe "
+                         f"that the checkpoint was made with.")
+    return model
+
+
+def num_classes(path):
+    """Of the head in a checkpoint. Raises ValueError if there is none."""
+    head = weights_of(load_checkpoint(path, moments=False)).get("head.weight")
+    if head is None:
+        raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the encoder.")
+    return len(head)
+
+
+def random_images(config, batch):
+    return torch.randn(batch, encoder_config(config).IN_CHANS, *image_size(config))
+
+
+# ---- formats ------------------------------------------------------------------------------------------------------
+
+def write_torch(model, images, path, args):
+    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=batch_sizes(args)), path)
+
+
+def write_onnx(model, images, path, args):
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    torch.onnx.export(model, (images,), path, dynamo=True, opset_version=args.opset, dynamic_shapes=batch_sizes(args),
+                      input_names=["images"], output_names=["features" if args.features else "logits"],
+                      external_data=weights > LARGEST_FILE, verbose=False)
+
+
+def batch_sizes(args):
+    return ({0: torch.export.Dim("batch", min=1)},) if args.dynamic_batch else None
+
+
+def largest_difference(model, images, path):
+    """Between a model and its exported file, as a share of the model's largest output."""
+    if path.suffix == ".onnx":
+        import onnxruntime  # optional
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        output = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    else:
+        output = torch.export.load(path).module()(images)
+    expected = model(images)
+    return ((output - expected).abs().max() / expected.abs().max()).item()
+
+
+if __name__ == "__main__":
+    run(main)
