@@ -7,7 +7,7 @@ import pytest
 from config import flatten, load_config
 
 REPOSITORY = Path(__file__).parents[2]
-FOLDERS = ("data", "models", "utils", "tools")
+FOLDERS = ("data", "examples", "models", "utils", "tools")
 SOURCES = sorted([*REPOSITORY.glob("*.py"), *(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))])
 TREES = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 PROJECT = {name.partition("/")[0].removesuffix(".py") for name in TREES}
