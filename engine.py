@@ -105,6 +105,7 @@ class Job:
         score: name of the validation number whose highest value marks the best checkpoint, or None.
         started_from: checkpoint that the run was explicitly resumed from, as text.
         fixed: config keys that a checkpoint must share to be continued.
+        classes: names of the classes in the order of the labels; checkpoints keep them.
     """
     config: Any
     device: torch.device
@@ -123,6 +124,7 @@ class Job:
     best_epoch: int = -1
     started_from: str = ""
     fixed: tuple = ()
+    classes: tuple = ()
 
 
 def start(config):

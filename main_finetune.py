@@ -28,7 +28,7 @@ from lr_scheduler import build_scheduler
 from models import build_model
 from models.pretrained import load_pretrained
 from optimizer import build_optimizer
-from resume import resume
+from resume import compare_classes, resume
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
@@ -58,7 +58,9 @@ def main():
 def evaluate_only(model, loaders, config, device, precision):
     """Accuracy of a checkpoint on the validation images."""
     if config.MODEL.RESUME:
-        load_weights(model, load_checkpoint(config.MODEL.RESUME, moments=False), config.MODEL.RESUME)
+        content = load_checkpoint(config.MODEL.RESUME, moments=False)
+        load_weights(model, content, config.MODEL.RESUME)
+        compare_classes(content, loaders.classes, config.MODEL.RESUME)
     else:
         report = load_pretrained(model, config.PRETRAINED)
         if any(name.startswith("head.") for name in report.missing):
@@ -92,7 +94,8 @@ def train(model, loaders, config, device, precision):
 
     job = Job(config=config, device=device, model=model, loader=loaders.train, scheduler=scheduler,
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
-              compute_loss=compute_loss, validate=validate, folder=run_folder(config), group=-1, score="top1")
+              compute_loss=compute_loss, validate=validate, folder=run_folder(config), group=-1, score="top1",
+              classes=loaders.classes)
     resume(job)
     open_run(job)
     announce(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset))

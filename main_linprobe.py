@@ -33,7 +33,7 @@ from lr_scheduler import build_scheduler
 from models.pretrained import load_pretrained
 from models.probe import build_probe
 from optimizer import build_optimizer
-from resume import check_fixed, resume
+from resume import check_fixed, compare_classes, resume
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import parse_arguments, run
@@ -108,6 +108,7 @@ class Probe:
         path = self.config.MODEL.RESUME
         content = load_checkpoint(path)
         check_fixed(self.config, content, path, FIXED)
+        compare_classes(content, self.loaders.classes, path)
         load_weights(self.model, content, path)
         record_evaluation(self.config, *self.accuracies(self.features("val")))
 
@@ -150,7 +151,8 @@ class Probe:
         job = Job(config=config, device=device, model=model, loader=loader, fixed=FIXED,
                   scheduler=build_scheduler(scaled, optimizer, len(loader)),
                   updater=Updater(parallel(model, device), optimizer, self.precision, config.TRAIN.CLIP_GRAD),
-                  compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1")
+                  compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1",
+                  classes=self.loaders.classes)
         resume(job)
         open_run(job)
         announce(job, scaled, len(self.loaders.plain.dataset), len(self.loaders.val.dataset))

@@ -1,6 +1,7 @@
 """What a run leaves behind and how it goes on from there. A job is an engine.Job."""
 import logging
 import os
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def save_epoch(job, epoch):
     optimizer = job.updater.optimizer
     state = {"lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
              "epoch": epoch, "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
-             "config": job.config.dump()}
+             **_description(job)}
     if sharding.is_sharded(job.model):
         sharding.release(job.model)
         names = {parameter: name for name, parameter in job.model.named_parameters()}
@@ -71,7 +72,22 @@ def _save_weights(job, module, name, state):
     first = distributed.rank() == 0
     weights = sharding.whole_state_dict(module, keep=first)
     if first:
-        save_checkpoint(os.path.join(job.folder, name), {"model": weights, **state, "config": job.config.dump()})
+        save_checkpoint(os.path.join(job.folder, name), {"model": weights, **state, **_description(job)})
+
+
+def _description(job):
+    """What the weights are of, in plain text."""
+    return {"config": job.config.dump(), **({"classes": list(job.classes)} if job.classes else {})}
+
+
+def compare_classes(content, classes, path):
+    """Warn where the classes that a checkpoint was trained on are not those of the data: labels then mean something else."""
+    trained = content.get("classes")
+    if trained and classes and list(trained) != list(classes):
+        place = next(i for i, (one, other) in enumerate(zip_longest(trained, classes)) if one != other)
+        one, other = (names[place] if place < len(names) else "no class" for names in (trained, classes))
+        log.warning("%s was trained on other classes than those of the data: label %d is %s there and %s here. Accuracies are "
+                    "of labels by their number", path, place, one, other)
 
 
 def resume(job):
@@ -125,6 +141,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
     check_fixed(job.config, content, path, job.fixed)
+    compare_classes(content, job.classes, path)
     if "folder" in content:
         _read_folder(job, content, advice)
     else:

@@ -200,6 +200,12 @@ def test_finetuning_takes_the_number_of_classes_from_the_data(finetuning):
     assert checkpoint(finetuning.folder, 2)["model"]["head.weight"].shape[0] == len(CLASSES)
 
 
+def test_checkpoints_of_a_classifier_keep_the_names_of_its_classes(finetuning, pretraining):
+    best = torch.load(finetuning.folder / "ckpt_best.pth", weights_only=True)
+    assert best["classes"] == checkpoint(finetuning.folder, 2)["classes"] == list(CLASSES)
+    assert "classes" not in checkpoint(pretraining.folder, 1)
+
+
 def test_best_checkpoint_is_of_the_epoch_with_the_highest_accuracy(finetuning):
     val = records(finetuning.folder, "val")
     best = max(val, key=lambda record: record["top1"])  # the first of equals
@@ -237,6 +243,17 @@ def test_eval_prints_the_accuracy_that_training_logged(finetuning, evaluation):
 def test_eval_uses_the_named_file_when_the_run_folder_has_others(flag, epoch, finetuning, evaluation, forks):
     result = forks.run(*finetuning.command, "--eval", flag, finetuning.folder / f"ckpt_epoch_{epoch}.pth").checked()
     assert accuracies(result.out) == [accuracies(finetuning.result.out)[epoch]]
+
+
+def test_eval_warns_of_classes_that_are_not_those_of_the_training(finetuning, evaluation, images, cfg, forks, tmp_path):
+    """One folder renamed, which moves the labels of those behind it."""
+    assert "other classes" not in evaluation.out
+    for folder in (images / "val").iterdir():
+        (tmp_path / "val" / ("zebra" if folder.name == "bee" else folder.name)).parent.mkdir(exist_ok=True)
+        (tmp_path / "val" / ("zebra" if folder.name == "bee" else folder.name)).symlink_to(folder)
+    result = forks.run("main_finetune.py", "--cfg", cfg.finetune, "--data-path", tmp_path, "--output", tmp_path / "out",
+                       "--eval", "--resume", finetuning.folder / "ckpt_best.pth").checked()
+    assert "other classes than those of the data: label 1 is bee there and cat here" in result.out
 
 
 def test_eval_neither_trains_nor_writes_checkpoints(finetuning, evaluation):
