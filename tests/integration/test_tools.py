@@ -30,7 +30,7 @@ def test_benchmark_times_the_attention_of_each_stage_with_one_image_and_with_two
     result = run_tool("tools/benchmark.py", "mixing", "--cfg", recipe, "--rounds", 1, "--batch-size", 2)
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()[3:]]
-    assert [row[:4] for row in rows] == [["0", "16x16", "8x8", "32"], ["1", "8x8", "8x8", "64"], ["2", "4x4", "4x4", "128"]]
+    assert [row[:4] for row in rows] == [["0", "16x16", "8x8", "48"], ["1", "8x8", "8x8", "96"]]
     assert all(float(number) > 0 for row in rows for number in row[4:])
 
 
