@@ -190,10 +190,12 @@ def read_layout(weights, path, layout=None):
         path: for messages.
         layout: one of LAYOUTS that they have to be in; None = any.
     Returns: (our weights, the Source they were recognised as, names there that are not known).
-    Raises: ValueError if the file is not known, or not of that layout.
+    Raises: ValueError if the file holds no weights, is not known, or not of that layout.
     """
     if layout is not None:
         pick(LAYOUTS, layout, "--from")
+    if not weights:
+        raise ValueError(f"{path} holds no weights: expected a state dict, alone or under `model` or `state_dict`.")
     source = next((source for source in SOURCES if source.recognises(weights)), None)
     if source is None:
         raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, "

@@ -1,4 +1,5 @@
 """tools/export.py: written programs give what the model gives, and nothing is written that does not."""
+import copy
 import resource
 import subprocess
 import sys
@@ -158,6 +159,25 @@ def test_file_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
     assert result.returncode == 2 and "error: [Errno" in result.stderr.splitlines()[-1]
     assert (tmp_path / "taken.pt2").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "taken.pt2", "weights.pth"]
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_program_with_other_weights_is_not_kept(ending, tmp_path, monkeypatch, capsys, request):
+    if ending == ".onnx":
+        request.getfixturevalue("onnx")
+    name = {".pt2": "torch", ".onnx": "onnx"}[ending]
+    write = getattr(export, f"write_{name}")
+
+    def write_another(model, *arguments):
+        another = copy.deepcopy(model)
+        another.head.bias.data[1] += 0.02
+        write(another, *arguments)
+
+    monkeypatch.setattr(export, f"write_{name}", write_another)
+    case = prepare(tmp_path, "vit")
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", name, tmp_path / f"classifier{ending}")
+    assert "the exported program differs from the model by" in error and "nothing was written" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "weights.pth"]
 
 
 @pytest.mark.parametrize("difference", [1e-3, float("nan")])

@@ -60,6 +60,21 @@ def test_pretraining_model_keeps_its_decoder(encoder, layout, tmp_path):
     assert largest_difference(weights_of(load_checkpoint(tmp_path / "there.pth")), source.state_dict()) == 0
 
 
+@pytest.mark.parametrize(("layout", "entry"), [
+    ("ours", "model"), ("official", "model"), ("timm", None), ("transformers", None), ("mmpretrain", "state_dict"),
+    ("detectron2", "model"), ("mmdetection", "state_dict"), ("mmsegmentation", "state_dict")])
+def test_weights_stand_where_the_project_looks_for_them(layout, entry, tmp_path):
+    tool.convert(saved(tiny_model("vit", MAE, is_pretrain=False), tmp_path / "source.pth"), tmp_path / "there.pth", layout)
+    there = load_checkpoint(tmp_path / "there.pth")
+    assert list(there) == [entry] if entry else all(isinstance(value, torch.Tensor) for value in there.values())
+
+
+def test_mask_token_of_an_encoder_alone_stays_that_of_the_encoder():
+    state = tiny_model("vit", MAE).encoder.state_dict()  # SimMIM with a ViT of MAE's kind
+    ours, _, unknown = read_layout(state, "encoder.pth")
+    assert "encoder.mask_token" in ours and "decoder.mask_token" not in ours and unknown == []
+
+
 def test_mae_goes_to_official_names_and_back(tmp_path):
     source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
     tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "official")
@@ -202,6 +217,11 @@ def test_file_of_another_layout_than_said_is_refused(tmp_path):
 def test_unknown_layout_is_refused(arguments, flag, tmp_path):
     with pytest.raises(ValueError, match=rf"{flag}='tim' is unknown; valid: .*Did you mean 'timm'"):
         tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.pth", *arguments)
+
+
+def test_file_without_weights_is_refused():
+    with pytest.raises(ValueError, match=r"x\.pth holds no weights: expected a state dict"):
+        read_layout({}, "x.pth")
 
 
 def test_unknown_file_is_refused():
