@@ -43,8 +43,15 @@ class Segmenter(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, CHANNELS, 1) for width in self.stages.widths)
         self.classify = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.GELU(),
                                       nn.Conv2d(CHANNELS, num_classes, 1))
+        self.frozen = freeze
         for name, values in zip(("mean", "std"), pixel_statistics(config), strict=True):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self.stages.encoder.eval()  # no stochastic depth in what does not learn
+        return self
 
     def forward(self, images):
         maps = [lateral(features) for lateral, features in

@@ -5,6 +5,7 @@ from torchvision.ops import masks_to_boxes
 
 SHAPES = ("background", "disc", "bar")
 LEAST_VISIBLE = 30  # pixels: what others hide but for less is no object
+LEAST_SIZE = 48  # pixels: smaller images have shapes smaller than that
 
 
 def draw_scene(rng, size, num_shapes=4):
@@ -16,7 +17,10 @@ def draw_scene(rng, size, num_shapes=4):
         num_shapes: at most; later ones hide earlier ones.
     Returns: image (3, size, size) float in [0, 1]; dict of boxes (n, 4) float (left, top, right, bottom), labels (n,) int64 in
         SHAPES, masks (n, size, size) uint8, as the detection models of torchvision take it.
+    Raises: ValueError if the size leaves no room for shapes.
     """
+    if size < LEAST_SIZE:
+        raise ValueError(f"--size {size} is too small for the shapes that are drawn: use {LEAST_SIZE} or more.")
     image = rng.uniform(0.2, 0.5, (3, 1, 1)) + rng.normal(0, 0.1, (3, size, size))
     y, x = np.mgrid[:size, :size]
     masks, labels = [], []

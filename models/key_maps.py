@@ -39,7 +39,7 @@ _ENCODER_ALONE = (
     ("encoder.{*}relative_coords_table", None),
     ("encoder.{*}attn_mask", None),
 )
-VIT_TIMM = KeyMap((*_ENCODER_ALONE, ("encoder.{*}", "{*}")))  # Beit, and VisionTransformer for what MAE trains
+VIT_TIMM = KeyMap((*_ENCODER_ALONE, ("encoder.{*}", "{*}")))  # Beit, VisionTransformer for MAE's; detectors, also for Swin
 SWIN_TIMM = KeyMap((  # also of SwinV2; since timm 0.9 a stage begins with the merging that ended the one before
     *_ENCODER_ALONE,
     ("encoder.layers.{i}.downsample.{*}", "layers.{i+1}.downsample.{*}"),
@@ -168,6 +168,13 @@ BEIT_MMPRETRAIN = KeyMap((  # BEiTViT; no decoder for pixels
     ("encoder.mask_token", None),
     ("decoder.{*}", None),
 ))
+MAE_MMSEGMENTATION = KeyMap((  # the backbone MAE there, which stands at the root of a file
+    ("decoder.{*}", None),
+    ("encoder.mask_token", None),
+    ("encoder.fc_norm.{p}", None),
+    ("encoder.head.{p}", None),
+    *_MM_VIT,
+), "backbone.")
 
 SWIN_MMPRETRAIN = KeyMap((  # four stages: norm3 is the norm of the fourth
     ("encoder.{*}.attn_mask", None),

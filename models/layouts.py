@@ -7,6 +7,7 @@ from models.key_maps import (
     BEIT_MMPRETRAIN,
     BEIT_TRANSFORMERS,
     MAE_MMPRETRAIN,
+    MAE_MMSEGMENTATION,
     MAE_OFFICIAL,
     MAE_TRANSFORMERS,
     MIXMIM_MMPRETRAIN,
@@ -44,7 +45,10 @@ def kind_of(weights):
         return found
     if any("relative_position_bias" in name or ".gamma_" in name for name in weights):
         return "relative_vit"
-    return "mae_vit" if "encoder.blocks.0.attn.qkv.bias" in weights else "plain_vit"
+    if "encoder.blocks.0.attn.qkv.bias" in weights:
+        return "mae_vit"
+    without_bias = "encoder.blocks.0.attn.q_bias" not in weights
+    return "mae_vit" if without_bias and "decoder.embed.weight" in weights else "plain_vit"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,15 @@ def has_positions(weights):
     if "encoder.absolute_pos_embed" in weights:
         return "it has a learned absolute position embedding (APE), for which there is no place there"
     return None
+
+
+def fits_no_swin(weights):
+    """What timm and transformers lack in both versions of Swin."""
+    if "encoder.patch_embed.norm.weight" not in weights:
+        return "it has no norm after the patch embedding (PATCH_NORM False), where models there always have one"
+    if any(re.search(r"\.blocks\.\d+\.norm3\.", name) for name in weights):
+        return "it has norms on the main branch (MODEL.SWINV2.EXTRA_NORM_EVERY), for which there is no place there"
+    return has_positions(weights)
 
 
 def has_odd_windows(weights):
@@ -95,6 +108,10 @@ def fits_no_swin_of_mmpretrain(weights):
 
 
 def fits_no_swin_of_transformers(weights):
+    return fits_no_swin(weights) or has_odd_windows(weights)
+
+
+def fits_no_swin_of_detection(weights):
     return has_positions(weights) or has_odd_windows(weights)
 
 
@@ -108,6 +125,9 @@ def fits_no_vit_of_transformers(weights):
     if "encoder.fc_norm.weight" in weights:
         return ("it averages tokens and normalises the mean (fc_norm), and ViT there classifies the class token; timm's "
                 "VisionTransformer has both (--to timm)")
+    if "encoder.blocks.0.attn.q_bias" in weights and "decoder.embed.weight" in weights:
+        return ("it has MAE's decoder, and no bias of the key as ViTMAE has (MODEL.VIT.K_BIAS). Its encoder alone can be "
+                "converted: encoder.pth of the run")
     return None
 
 
@@ -121,13 +141,17 @@ def _official(weights):
     return MAE_OFFICIAL if "decoder.embed.weight" in weights else _ours(weights)
 
 
-_VIT_BACKBONE = {"mae_vit": Target(VIT_TIMM, "a ViT backbone that takes the names of timm's VisionTransformer")}
+def _backbones(vit, swin):
+    """Of detectors that take the files of the authors of MAE and Swin."""
+    return {"swin": Target(VIT_TIMM, swin, fits_no_swin_of_detection), "mae_vit": Target(VIT_TIMM, vit)}
+
+
 LAYOUTS = {
     "ours": dict.fromkeys(KINDS, Target(_ours, "--pretrained of this repository")),
     "official": dict.fromkeys(KINDS, Target(_official, "the repository of its authors")),
     "timm": {
-        "swin": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformer", has_positions),
-        "swinv2": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformerV2", has_positions),
+        "swin": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformer", fits_no_swin),
+        "swinv2": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformerV2", fits_no_swin),
         "relative_vit": Target(VIT_TIMM, "timm: Beit", fits_no_beit),
         "plain_vit": Target(VIT_TIMM, "timm: Beit(use_abs_pos_emb=True, init_values=None)"),
         "mae_vit": Target(VIT_TIMM, "timm: VisionTransformer"),
@@ -136,7 +160,7 @@ LAYOUTS = {
         "swin": Target(SWIN_TRANSFORMERS, "transformers: SwinForMaskedImageModeling, SwinForImageClassification, SwinModel",
                        fits_no_swin_of_transformers),
         "swinv2": Target(SWINV2_TRANSFORMERS, "transformers: Swinv2ForMaskedImageModeling, Swinv2ForImageClassification, "
-                                              "Swinv2Model", has_positions),
+                                              "Swinv2Model", fits_no_swin),
         "relative_vit": Target(BEIT_TRANSFORMERS, "transformers: BeitModel, BeitForImageClassification (use_mean_pooling=False "
                                                   "without fc_norm)", fits_no_beit),
         "plain_vit": Target(SIMMIM_VIT_TRANSFORMERS, "transformers: ViTForMaskedImageModeling, ViTForImageClassification, "
@@ -150,9 +174,9 @@ LAYOUTS = {
         "mae_vit": Target(MAE_MMPRETRAIN, "mmpretrain: MAE, ImageClassifier with VisionTransformer"),
         "mixmim": Target(MIXMIM_MMPRETRAIN, "mmpretrain: MixMIM, ImageClassifier with MixMIMTransformer"),
     },
-    "detectron2": _VIT_BACKBONE,
-    "mmdetection": _VIT_BACKBONE,
-    "mmsegmentation": _VIT_BACKBONE,
+    "detectron2": _backbones("detectron2: ViT, of ViTDet", "detectron2: SwinTransformer"),
+    "mmdetection": _backbones("mmdetection: ViT, of projects/ViTDet", "mmdetection: SwinTransformer(convert_weights=True)"),
+    "mmsegmentation": {"mae_vit": Target(MAE_MMSEGMENTATION, "mmsegmentation: backbone MAE(init_values=1.0)")},
 }
 
 
@@ -166,10 +190,12 @@ def read_layout(weights, path, layout=None):
         path: for messages.
         layout: one of LAYOUTS that they have to be in; None = any.
     Returns: (our weights, the Source they were recognised as, names there that are not known).
-    Raises: ValueError if the file is not known, or not of that layout.
+    Raises: ValueError if the file holds no weights, is not known, or not of that layout.
     """
     if layout is not None:
         pick(LAYOUTS, layout, "--from")
+    if not weights:
+        raise ValueError(f"{path} holds no weights: expected a state dict, alone or under `model` or `state_dict`.")
     source = next((source for source in SOURCES if source.recognises(weights)), None)
     if source is None:
         raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, "

@@ -6,6 +6,7 @@ from models.key_maps import (
     BEIT_MMPRETRAIN,
     BEIT_TRANSFORMERS,
     MAE_MMPRETRAIN,
+    MAE_MMSEGMENTATION,
     MAE_OFFICIAL,
     MAE_TRANSFORMERS,
     MIXMIM_MMPRETRAIN,
@@ -86,7 +87,7 @@ def has(weights, ending):
 
 
 _OWN = ("ours", "official")
-VIT_LAYOUTS = ("timm", "detectron2", "mmdetection", "mmsegmentation")  # one naming of a ViT, that of official MAE's encoder
+_DETECTION = ("detectron2", "mmdetection")  # these name a Swin, and a ViT of MAE, as their authors do
 
 # The first that recognises a file converts it. Official names of SimMIM and Swin are ours, so these have nothing to convert:
 # files of their repositories and of this one look alike.
@@ -103,7 +104,10 @@ SOURCES = [
            and has(weights, "embeddings.mask_token"), SIMMIM_VIT_TRANSFORMERS.to_ours, ("transformers",)),
     Source("transformers' ViTMAE", lambda weights: {"embeddings.cls_token", "vit.embeddings.cls_token"} & weights.keys(),
            MAE_TRANSFORMERS.to_ours, ("transformers",)),
-    Source("mmpretrain's Swin", lambda weights: "backbone.stages.0.blocks.0.attn.w_msa.qkv.weight" in weights,
+    Source("mmsegmentation's MAE", lambda weights: "layers.0.ln1.weight" in weights and "layers.0.attn.qkv.bias" in weights,
+           MAE_MMSEGMENTATION.to_ours, ("mmsegmentation",)),
+    Source("mmpretrain's Swin",  # its SwinV2 has names of this kind, too, but norms after the merging
+           lambda weights: "backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table" in weights,
            SWIN_MMPRETRAIN.to_ours, ("mmpretrain",)),
     Source("mmpretrain's BEiT", lambda weights: "backbone.layers.0.ln1.weight" in weights
            and "backbone.layers.0.attn.qkv.bias" not in weights, BEIT_MMPRETRAIN.to_ours, ("mmpretrain",)),
@@ -115,11 +119,13 @@ SOURCES = [
     Source("pre-training model", lambda weights: encoder_type(weights, "encoder.") is not None, as_it_is, _OWN),
     Source("MixMIM", lambda weights: encoder_type(weights) == "mixmim"
            or (encoder_type(weights) == "swin" and "decoder_embed.weight" in weights), from_mae, _OWN),
-    Source("Swin encoder or classifier", lambda weights: encoder_type(weights) == "swin", under_encoder, _OWN),
+    Source("Swin encoder or classifier", lambda weights: encoder_type(weights) == "swin", under_encoder,
+           (*_OWN, *_DETECTION)),
     Source("SwinV2 encoder or classifier", lambda weights: encoder_type(weights) == "swinv2", under_encoder, _OWN),
     Source("ConvMAE", lambda weights: encoder_type(weights) == "convmae", from_mae, _OWN),
-    Source("MAE", lambda weights: "blocks.0.attn.qkv.bias" in weights and "cls_token" in weights, from_mae,
-           (*_OWN, *VIT_LAYOUTS)),
+    Source("MAE", lambda weights: encoder_type(weights) == "vit" and "cls_token" in weights
+           and ("blocks.0.attn.qkv.bias" in weights or "decoder_embed.weight" in weights), from_mae,
+           (*_OWN, "timm", *_DETECTION)),
     Source("SimMIM's ViT, encoder or classifier", lambda weights: encoder_type(weights) == "vit"
            and "blocks.0.attn.qkv.bias" not in weights, under_encoder, (*_OWN, "timm")),
 ]

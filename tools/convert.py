@@ -29,6 +29,8 @@ def list_layouts():
 def check_target(path, force):
     if path.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"{path} must end in .pth or .safetensors.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose another name.")
     if path.exists() and not force:
         raise ValueError(f"{path} exists and is not written over: choose another name, or give --force.")
     if EPOCH_FILE.fullmatch(path.name):

@@ -12,6 +12,7 @@ or anything with --dynamic-batch. The written file is run on random images; it i
 """
 import argparse
 import importlib.util
+import io
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import torch  # noqa: E402
 from config import encoder_config, image_size, load_config, with_values  # noqa: E402
 from models.build import build_encoder, build_model, materialize  # noqa: E402
 from models.pretrained import load_pretrained  # noqa: E402
+from models.sources import SOURCES, under_encoder  # noqa: E402
 from utils.checkpoint import load_checkpoint, weights_of  # noqa: E402
 from utils.cli import run  # noqa: E402
 
@@ -79,6 +81,8 @@ def check_target(args):
         raise ValueError(f"{target} must end in {suffix} for --to {args.to}: use {target.with_suffix(suffix)}.")
     if not target.parent.is_dir():
         raise ValueError(f"the folder {target.parent} does not exist: make it first.")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: choose another name.")
     existing = [path for path in (target, data_of(target)) if path.exists()]
     if existing and not args.force:
         raise ValueError(f"{existing[0]} exists and is not written over: choose another name, or add --force.")
@@ -116,7 +120,9 @@ def load_model(config, path, features):
 
 def num_classes(path):
     """Of the head in a checkpoint. Raises ValueError if there is none."""
-    head = weights_of(load_checkpoint(path, moments=False)).get("head.weight")
+    weights = weights_of(load_checkpoint(path, moments=False))
+    convert = next((source.convert for source in SOURCES if source.recognises(weights)), under_encoder)
+    head = convert(weights).get("encoder.head.weight")
     if head is None:
         raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the encoder.")
     return len(head)
@@ -129,7 +135,10 @@ def random_images(config, batch):
 # ---- formats ------------------------------------------------------------------------------------------------------
 
 def write_torch(model, images, path, args):
-    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=batch_sizes(args)), path)
+    program = torch.export.export(model, (images,), dynamic_shapes=batch_sizes(args))
+    content = io.BytesIO()  # given a path, or a file, torch aborts the process where the disk is full
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def write_onnx(model, images, path, args):

@@ -45,6 +45,11 @@ def test_scene_has_boxes_around_what_is_visible_of_each_object():
         assert set(class_map(target).unique().tolist()) == {0, *target["labels"].tolist()}
 
 
+def test_image_without_room_for_shapes_is_refused():
+    with pytest.raises(ValueError, match="--size 32 is too small.*use 48"):
+        draw_scene(np.random.default_rng(0), 32)
+
+
 # ---- maps of an encoder -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -105,6 +110,7 @@ def test_frozen_encoder_stays_as_it_is(freeze):
     segmentation.train(model, settings())
     moved = any(not torch.equal(value, encoder[name]) for name, value in model.stages.encoder.named_parameters())
     assert moved is not freeze and not torch.equal(model.classify[0].weight, head)
+    assert model.training and model.stages.encoder.training is not freeze  # stochastic depth is for what learns
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,4 +1,7 @@
 """tools/export.py: written programs give what the model gives, and nothing is written that does not."""
+import copy
+import resource
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +11,7 @@ import torch
 from models.build import ENCODERS
 from tests.contracts.tiny import CLASSES, VARIANTS, build, make_config, make_images
 from tools import export
+from tools.convert import convert
 from utils.checkpoint import save_checkpoint
 from utils.cli import run
 
@@ -84,6 +88,14 @@ def test_classifier_as_torch_program_takes_any_batch(tmp_path, monkeypatch):
     assert_equal_to_model(case, program, BATCHES)
 
 
+@pytest.mark.parametrize("layout", ["timm", "transformers"])
+def test_classifier_of_another_project_is_exported_as_it_is(layout, tmp_path, monkeypatch):
+    case, theirs, program = prepare(tmp_path, "swin"), tmp_path / "theirs.safetensors", tmp_path / "classifier.pt2"
+    convert(tmp_path / "weights.pth", theirs, layout)
+    call(monkeypatch, *case.arguments, "--weights", theirs, "--to", "torch", program)
+    assert_equal_to_model(case, torch.export.load(program).module(), [1])
+
+
 # ---- ONNX ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -126,6 +138,46 @@ def test_force_writes_over_a_file(tmp_path, monkeypatch):
     case = prepare(tmp_path, "vit", features=True)
     call(monkeypatch, *case.arguments, "--features", "--to", "torch", tmp_path / "taken.pt2", "--force")
     assert_equal_to_model(case, torch.export.load(tmp_path / "taken.pt2").module(), [1])
+
+
+def test_folder_is_not_replaced(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.pt2").mkdir()
+    case = prepare(tmp_path, "vit")
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", "torch", tmp_path / "model.pt2", "--force")
+    assert "model.pt2 is a folder" in error
+
+
+def test_file_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
+    (tmp_path / "taken.pt2").write_text("mine")
+    case = prepare(tmp_path, "vit")
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    command = [sys.executable, export.__file__, *case.arguments, "--to", "torch", tmp_path / "taken.pt2", "--force"]
+    result = subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2 and "error: [Errno" in result.stderr.splitlines()[-1]
+    assert (tmp_path / "taken.pt2").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "taken.pt2", "weights.pth"]
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_program_with_other_weights_is_not_kept(ending, tmp_path, monkeypatch, capsys, request):
+    if ending == ".onnx":
+        request.getfixturevalue("onnx")
+    name = {".pt2": "torch", ".onnx": "onnx"}[ending]
+    write = getattr(export, f"write_{name}")
+
+    def write_another(model, *arguments):
+        another = copy.deepcopy(model)
+        another.head.bias.data[1] += 0.02
+        write(another, *arguments)
+
+    monkeypatch.setattr(export, f"write_{name}", write_another)
+    case = prepare(tmp_path, "vit")
+    error = refused(monkeypatch, capsys, *case.arguments, "--to", name, tmp_path / f"classifier{ending}")
+    assert "the exported program differs from the model by" in error and "nothing was written" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "weights.pth"]
 
 
 @pytest.mark.parametrize("difference", [1e-3, float("nan")])

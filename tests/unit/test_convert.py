@@ -60,6 +60,21 @@ def test_pretraining_model_keeps_its_decoder(encoder, layout, tmp_path):
     assert largest_difference(weights_of(load_checkpoint(tmp_path / "there.pth")), source.state_dict()) == 0
 
 
+@pytest.mark.parametrize(("layout", "entry"), [
+    ("ours", "model"), ("official", "model"), ("timm", None), ("transformers", None), ("mmpretrain", "state_dict"),
+    ("detectron2", "model"), ("mmdetection", "state_dict"), ("mmsegmentation", "state_dict")])
+def test_weights_stand_where_the_project_looks_for_them(layout, entry, tmp_path):
+    tool.convert(saved(tiny_model("vit", MAE, is_pretrain=False), tmp_path / "source.pth"), tmp_path / "there.pth", layout)
+    there = load_checkpoint(tmp_path / "there.pth")
+    assert list(there) == [entry] if entry else all(isinstance(value, torch.Tensor) for value in there.values())
+
+
+def test_mask_token_of_an_encoder_alone_stays_that_of_the_encoder():
+    state = tiny_model("vit", MAE).encoder.state_dict()  # SimMIM with a ViT of MAE's kind
+    ours, _, unknown = read_layout(state, "encoder.pth")
+    assert "encoder.mask_token" in ours and "decoder.mask_token" not in ours and unknown == []
+
+
 def test_mae_goes_to_official_names_and_back(tmp_path):
     source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
     tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "official")
@@ -69,13 +84,50 @@ def test_mae_goes_to_official_names_and_back(tmp_path):
     assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.safetensors")), source.state_dict()) == 0
 
 
-@pytest.mark.parametrize("layout", ["detectron2", "mmdetection", "mmsegmentation"])
+@pytest.mark.parametrize("layout", ["detectron2", "mmdetection"])
 def test_backbone_of_mae_stands_alone_at_the_root(layout, tmp_path):
     source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
     lines = tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", layout)
     expected = source.encoder.state_dict()
     assert largest_difference(weights_of(load_checkpoint(tmp_path / "there.pth")), expected) == 0
     assert "left out, because there is nothing like it there: decoder." in lines[-1]
+
+
+def test_backbone_of_mae_has_the_names_of_mmsegmentation(tmp_path):
+    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "mmsegmentation")
+    there = load_checkpoint(tmp_path / "there.pth")["state_dict"]
+    first = {"ln1", "attn.qkv", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1"}
+    assert {name.removeprefix("layers.0.").rpartition(".")[0] for name in there if name.startswith("layers.0.")} == first
+    assert {name for name in there if not name.startswith("layers.")} == {
+        "cls_token", "pos_embed", "patch_embed.projection.weight", "patch_embed.projection.bias", "ln1.weight", "ln1.bias"}
+    tool.convert(tmp_path / "there.pth", tmp_path / "back.pth", "ours", "mmsegmentation")
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.pth")), source.encoder.state_dict()) == 0
+
+
+@pytest.mark.parametrize("layout", ["detectron2", "mmdetection"])
+def test_swin_for_detection_has_official_names_without_what_follows_from_the_sizes(layout, tmp_path):
+    source = perturb(tiny_model("swin"))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", layout)
+    there = load_checkpoint(tmp_path / "there.pth")["model" if layout == "detectron2" else "state_dict"]
+    expected = {name: value for name, value in source.encoder.named_parameters() if name != "mask_token"}
+    assert largest_difference(there, expected) == 0
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_mae_without_a_bias_of_the_key_keeps_its_decoder_under_official_names(qkv_bias, tmp_path):
+    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False,
+                                              "MODEL.VIT.QKV_BIAS": qkv_bias}))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "official")
+    tool.convert(tmp_path / "there.pth", tmp_path / "back.pth", "ours", "official")
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.pth")), source.state_dict()) == 0
+
+
+def test_mae_without_biases_is_a_vitmae_of_transformers(tmp_path):
+    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False, "MODEL.VIT.QKV_BIAS": False}))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "transformers")
+    there = load_checkpoint(tmp_path / "there.pth")
+    assert "decoder.decoder_layers.0.attention.attention.query.weight" in there and "decoder.blocks.0.norm1.weight" not in there
 
 
 def test_weights_of_unknown_names_are_left_out_and_named(tmp_path):
@@ -101,6 +153,11 @@ IMPOSSIBLE = {  # encoder, settings, layout, what the message says
                                              "MODEL.SWIN.NUM_HEADS": [1], "DATA.IMG_SIZE": [24, 64]}, "transformers", "6x8"),
     "two stages in mmpretrain": ("swin", {}, "mmpretrain", "it has 2 stages"),
     "learned positions in timm's Swin": ("swin", {"MODEL.SWIN.APE": True}, "timm", r"absolute position embedding \(APE\)"),
+    "no norm of the patches in timm's Swin": ("swin", {"MODEL.SWIN.PATCH_NORM": False}, "timm", "PATCH_NORM False"),
+    "no norm of the patches in transformers' SwinV2": ("swinv2", {"MODEL.SWINV2.PATCH_NORM": False}, "transformers",
+                                                       "PATCH_NORM False"),
+    "more norms in timm's SwinV2": ("swinv2", {"MODEL.SWINV2.EXTRA_NORM_EVERY": 2}, "timm", r"MODEL\.SWINV2\.EXTRA_NORM_EVERY"),
+    "shrunk windows for detection": ("swin", FOUR_STAGES | {"MODEL.SWIN.WINDOW_SIZE": 4}, "mmdetection", "4x4, 2x2"),
     "SwinV2 in mmpretrain": ("swinv2", {}, "mmpretrain", "It can be written for ours, official, timm, transformers"),
 }
 
@@ -111,6 +168,20 @@ def test_impossible_conversion_says_why_and_writes_nothing(encoder, settings, la
     with pytest.raises(ValueError, match=message):
         tool.convert(path, tmp_path / "there.pth", layout)
     assert not (tmp_path / "there.pth").exists()
+
+
+def test_decoder_of_mae_with_an_encoder_without_key_bias_fits_no_model_of_transformers(tmp_path):
+    source = tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False})
+    with pytest.raises(ValueError, match=r"MAE's decoder, and no bias of the key .*encoder\.pth"):
+        tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "transformers")
+
+
+def test_swinv2_of_mmpretrain_is_not_taken_for_a_swin():
+    stage = "backbone.stages.0.blocks.0.attn.w_msa"
+    weights = {f"{stage}.qkv.weight": torch.ones(24, 8), f"{stage}.logit_scale": torch.ones(1, 1, 1),
+               "backbone.stages.1.downsample.norm.weight": torch.ones(16)}
+    with pytest.raises(ValueError, match="holds weights of a kind that is not known"):
+        read_layout(weights, "x.pth")
 
 
 def test_existing_file_is_kept_without_force(tmp_path):
@@ -129,10 +200,12 @@ def test_file_is_not_converted_into_itself(tmp_path):
         tool.convert(source, source, "timm", force=True)
 
 
-@pytest.mark.parametrize("name", ["there.bin", "ckpt_epoch_3.pth"])
-def test_name_of_the_target_is_checked(name, tmp_path):
-    with pytest.raises(ValueError, match="must end in|named like a checkpoint of a run"):
-        tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / name, "timm")
+@pytest.mark.parametrize(("name", "message"), [("there.bin", "must end in"), ("folder.pth", "is a folder"),
+                                               ("ckpt_epoch_3.pth", "named like a checkpoint of a run")])
+def test_name_of_the_target_is_checked(name, message, tmp_path):
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(ValueError, match=message):
+        tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / name, "timm", force=True)
 
 
 def test_file_of_another_layout_than_said_is_refused(tmp_path):
@@ -144,6 +217,11 @@ def test_file_of_another_layout_than_said_is_refused(tmp_path):
 def test_unknown_layout_is_refused(arguments, flag, tmp_path):
     with pytest.raises(ValueError, match=rf"{flag}='tim' is unknown; valid: .*Did you mean 'timm'"):
         tool.convert(saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.pth", *arguments)
+
+
+def test_file_without_weights_is_refused():
+    with pytest.raises(ValueError, match=r"x\.pth holds no weights: expected a state dict"):
+        read_layout({}, "x.pth")
 
 
 def test_unknown_file_is_refused():
