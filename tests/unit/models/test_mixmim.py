@@ -130,9 +130,14 @@ def test_images_that_are_not_whole_cells_are_refused():
     ({"DATA.MASK_TYPE": "blockwise"}, "DATA.MASK_TYPE random"),
     ({"MODEL.MIXMIM.RANGE_MASK_RATIO": 0.5}, "RANGE_MASK_RATIO=0.5 is above 1"),
     ({"MODEL.MIXMIM.WINDOW_SIZES": [8, 4]}, "WINDOW_SIZES=.*3 stages"),
-    ({"MODEL.MIXMIM.WINDOW_SIZES": [7, 4, 4]}, r"does not divide the map of stage 0.*WINDOW_SIZES \[4,4,4\]"),
-    ({"DATA.IMG_SIZE": 72, "DATA.MASK_PATCH_SIZE": 8}, "multiple of 16.*another DATA.IMG_SIZE"),
+    ({"MODEL.MIXMIM.WINDOW_SIZES": [7, 4, 4]}, r"does not divide the map of stage 0.*WINDOW_SIZES \[4,4,2\]\."),
+    ({"MODEL.MIXMIM.WINDOW_SIZES": [7, 7, 7], "DATA.IMG_SIZE": [80, 96]}, r"stage 0.*e\.g\. .*WINDOW_SIZES \[4,2,7\]\."),
+    ({"DATA.IMG_SIZE": 72, "DATA.MASK_PATCH_SIZE": 8}, r"multiple of 16.*Use DATA\.IMG_SIZE 64\."),
+    ({"DATA.IMG_SIZE": [80, 90]}, r"multiple of 16.*Use DATA\.IMG_SIZE \[80,96\]\."),
     ({"MODEL.MIXMIM.EMBED_DIM": 6}, "EMBED_DIM=6 must be a multiple of 4"),
+    ({"MODEL.MIXMIM.EMBED_DIM": 0}, "EMBED_DIM=0 is out of range"),
+    ({"MODEL.MIXMIM.PATCH_SIZE": 0}, "PATCH_SIZE=0 is out of range"),
+    ({"MODEL.MIXMIM.IN_CHANS": 0}, "IN_CHANS=0 is out of range"),
     ({"MODEL.MIXMIM.NUM_HEADS": [1, 2, 3]}, "3 heads do not divide"),
     ({"MODEL.MIXMIM.DECODER_NUM_HEADS": 3}, "DECODER_NUM_HEADS=3 does not divide MODEL.MIXMIM.DECODER_EMBED_DIM=16"),
     ({"MODEL.MIXMIM.DECODER_NORM_EPS": -1.0}, "DECODER_NORM_EPS"),
@@ -140,6 +145,12 @@ def test_images_that_are_not_whole_cells_are_refused():
 def test_settings_that_can_not_work_are_refused_with_what_to_type(overrides, message):
     with pytest.raises(ValueError, match=message):
         mixmim(overrides)
+
+
+def test_windows_that_the_error_names_fit_both_sides():
+    """A window of a smaller map shrinks along each axis, so the last stage may keep its own."""
+    model = mixmim({"MODEL.MIXMIM.WINDOW_SIZES": [4, 2, 7], "DATA.IMG_SIZE": [80, 96]})
+    assert [layer.blocks[0].window for layer in model.encoder.layers] == [(4, 4), (2, 2), (5, 6)]
 
 
 @pytest.mark.parametrize("encoder", ["swin", "vit"])
