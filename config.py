@@ -271,6 +271,7 @@ _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "MODEL.SWINV2.WINDOW_SIZE": (1, None), "MODEL.SWINV2.EXTRA_NORM_EVERY": (0, None),
     "MODEL.VIT.PATCH_SIZE": (1, None), "MODEL.VIT.IN_CHANS": (1, None),
     "MODEL.VIT.EMBED_DIM": (1, None), "MODEL.VIT.DEPTH": (1, None), "MODEL.VIT.NUM_HEADS": (1, None),
+    "MODEL.MIXMIM.PATCH_SIZE": (1, None), "MODEL.MIXMIM.IN_CHANS": (1, None), "MODEL.MIXMIM.EMBED_DIM": (1, None),
     "MODEL.CONVMAE.PATCH_SIZE": (4, None), "MODEL.CONVMAE.IN_CHANS": (1, None), "MODEL.CONVMAE.NUM_HEADS": (1, None),
 }
 
@@ -694,16 +695,20 @@ def _check_mixmim(config):
         raise ValueError(f"{section}.WINDOW_SIZES={windows} must have one value of at least 1 for each of the "
                          f"{len(mixmim.DEPTHS)} stages of {section}.DEPTHS={mixmim.DEPTHS}.")
     _check_sincos(f"{section}.EMBED_DIM", mixmim.EMBED_DIM)
-    for size in image_size(config):
-        found = _window_problem(size, mixmim.PATCH_SIZE, windows)
-        if found:
-            maps = [size // mixmim.PATCH_SIZE // 2 ** stage for stage in range(len(windows))]
-            fitting = [max(w for w in range(1, window + 1) if side % w == 0)
-                       for window, side in zip(windows, maps, strict=True) if side]
-            advice = f"Use e.g. {section}.WINDOW_SIZES {str(fitting).replace(' ', '')}"
-            if size % (mixmim.PATCH_SIZE * 2 ** (len(windows) - 1)):
-                advice = "Use another DATA.IMG_SIZE"
-            raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZES={windows}: {found}. {advice}.")
+    sides, unit = image_size(config), mixmim.PATCH_SIZE * 2 ** (len(windows) - 1)
+    problems = [_window_problem(side, mixmim.PATCH_SIZE, windows) for side in sorted(sides, key=lambda side: side % unit == 0)]
+    found = next(filter(None, problems), None)  # a side of broken cells first
+    if found and any(side % unit for side in sides):
+        nearest = [max(round(side / unit), 1) * unit for side in sides]
+        advice = f"DATA.IMG_SIZE {nearest[0] if sides[0] == sides[1] else nearest}"
+    elif found:
+        maps = [[side // mixmim.PATCH_SIZE // 2 ** stage for side in sides] for stage in range(len(windows))]
+        fitting = [max(w for w in range(1, window + 1) if not any(side % min(w, side) for side in grid))
+                   for window, grid in zip(windows, maps, strict=True)]
+        advice = f"e.g. {section}.WINDOW_SIZES {fitting}"
+    if found:
+        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZES={windows}: {found}. Use "
+                         f"{advice.replace(', ', ',')}.")
 
 
 def _window_problem(size, patch, windows):

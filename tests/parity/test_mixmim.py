@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config import load_config
+from config import load_config, scaled_config
+from data.masks import draw_masks
 from models import build_model
 from models.key_maps import MIXMIM_MMPRETRAIN
 from models.position import sincos_table
 from models.pretrained import load_pretrained
 from optimizer import finetune_groups
+from utils.seeding import rng_for
 
 from .mae_records import load_mim, load_mim_json, mim_names, our_name, our_names, part, patches_of, wrong_gradients
-from .recorded import opts_of
+from .recorded import REPOSITORY, opts_of
 
 STRIDE, PATCH = 32, 4
 FORWARD = {"atol": 1e-5, "rtol": 0}
@@ -239,3 +241,33 @@ def test_finetuning_groups_match():
 
     ours = [group | {"params": [names[id(p)] for p in group["params"]]} for group in finetune_groups(model, 0.7)]
     assert facts(ours) == facts([group | {"decays": group["weight_decay"]} for group in record["groups"]])
+
+
+# ---- the published recipes ----------------------------------------------------------------------------------------
+
+def recipe(name):
+    return load_config(REPOSITORY / "configs" / "mixmim" / f"mixmim_{name}.yaml")
+
+
+@pytest.mark.parametrize(("name", "epochs", "eps"), [("base__img224__600ep", 600, 1e-5), ("base__img224__300ep", 300, 1e-6)])
+def test_pretraining_recipe_is_that_of_the_code_it_names(name, epochs, eps):
+    """600 epochs are the official code's, 300 mmpretrain's; 24 of 49 cells are hidden, the same in all of a batch."""
+    config = recipe(f"pretrain__mixmim_{name}")
+    train, rates = config.TRAIN, scaled_config(config, 2048 // config.DATA.BATCH_SIZE).TRAIN
+    assert (train.EPOCHS, train.WARMUP_EPOCHS, train.WEIGHT_DECAY, train.OPTIMIZER.BETAS) == (epochs, 40, 0.05, [0.9, 0.95])
+    assert (rates.BASE_LR, rates.MIN_LR) == (pytest.approx(1.2e-3), 0) and not train.CLIP_GRAD
+    assert (config.DATA.CROP, config.DATA.CROP_SCALE, config.DATA.CROP_INTERPOLATION) == ("rrc", [0.2, 1.0], "bicubic")
+    assert config.MODEL.MIXMIM.NORM_PIX_LOSS and config.MODEL.MIXMIM.DECODER_NORM_EPS == eps
+    masks = draw_masks(config, 3, rng_for(0))
+    assert masks.shape == (3, 56, 56) and masks.sum(dim=(1, 2)).tolist() == [24 * 64] * 3
+    assert torch.equal(masks, masks[:1].expand_as(masks))
+
+
+@pytest.mark.parametrize("name", ["base__img224__600ep", "base__img224__300ep"])
+def test_finetuning_recipe_is_the_official_one(name):
+    config = recipe(f"finetune__mixmim_{name}")
+    train, rates, aug = config.TRAIN, scaled_config(config, 1024 // config.DATA.BATCH_SIZE).TRAIN, config.AUG
+    assert (train.EPOCHS, train.WARMUP_EPOCHS, train.WEIGHT_DECAY, train.LAYER_DECAY) == (100, 5, 0.05, 0.7)
+    assert (rates.BASE_LR, rates.MIN_LR) == (pytest.approx(2e-3), pytest.approx(1e-6)) and not train.CLIP_GRAD
+    assert train.OPTIMIZER.BETAS == [0.9, 0.999] and config.MODEL.DROP_PATH_RATE == 0.1
+    assert (aug.REPROB, aug.MIXUP, aug.CUTMIX, config.MODEL.LABEL_SMOOTHING) == (0.25, 0.8, 1.0, 0.1)

@@ -1,9 +1,12 @@
 """MixMIM: two images that never see each other, masks that do not fit, batches of any size; recorded numbers: tests/parity."""
+import numpy as np
 import pytest
 import torch
 
 from config import load_config
+from data.masks import draw_masks
 from models import build_model
+from models.position import sincos_table
 from tests.unit.helpers import opts_of, perturb, random_images
 
 HEIGHT, WIDTH, STRIDE, PATCH = 64, 96, 16, 4
@@ -70,6 +73,17 @@ def test_encoding_of_the_visible_part_does_not_depend_on_the_partner():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (80, 48)], ids=["built_for", "padded_windows"])
+def test_mixture_that_shows_one_image_alone_is_encoded_as_that_image(size):
+    """What fills up windows belongs to neither of the two."""
+    encoder, images = mixmim().encoder, images_of(3, *size)
+    own, partner = (torch.full_like(cells_of(*size), shows_partner) for shows_partner in (False, True))
+    expected = encoder(images)
+    torch.testing.assert_close(encoder.forward_mixed(images, own), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.forward_mixed(images, partner), expected.flip(0), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_batches_of_any_size_reconstruct_each_image_alike(batch):
     """The middle image of an odd batch is its own partner."""
@@ -90,6 +104,15 @@ def test_every_pixel_is_predicted_where_it_was_hidden():
 
 
 @torch.no_grad()
+def test_reconstruction_for_viewing_undoes_the_normalised_target():
+    model, images, mask = mixmim({"MODEL.MIXMIM.NORM_PIX_LOSS": True}), images_of(3) * 2 + 1, mask_of(cells_of(), 3)
+    cells = (3, 3, HEIGHT // STRIDE, STRIDE, WIDTH // STRIDE, STRIDE)
+    var, mean = torch.var_mean(images.view(cells), dim=(1, 3, 5), keepdim=True)
+    raw, shown = (model.reconstruct(images, mask, denormalize=on).view(cells) for on in (False, True))
+    torch.testing.assert_close(shown, raw * (var + 1e-6).sqrt() + mean, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_pictures_are_the_mixture_and_both_images():
     model, images, mask = mixmim({"MODEL.MIXMIM.NORM_PIX_LOSS": True}), images_of(4), mask_of(cells_of())
     hidden = mask.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2).unsqueeze(1).expand_as(images)
@@ -101,6 +124,63 @@ def test_pictures_are_the_mixture_and_both_images():
     for name, image, guess, shown in (("reconstruction", images, prediction, ~hidden),
                                       ("of the partner", partner, prediction.flip(0), hidden)):
         assert torch.equal(pictures[name][shown], image[shown]) and torch.equal(pictures[name][~shown], guess[~shown])
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+def test_settings_of_the_config_reach_encoder_and_decoder():
+    model = mixmim({"MODEL.DROP_PATH_RATE": 0.3, "MODEL.DROP_RATE": 0.2, "TRAIN.USE_CHECKPOINT": True,
+                    "MODEL.MIXMIM.MLP_RATIO": 3.0})
+    rates = [block.drop_path.rate for layer in model.encoder.layers for block in layer.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3]) and model.encoder.use_checkpoint
+    assert {module.p for module in model.encoder.modules() if isinstance(module, torch.nn.Dropout)} == {0.2}
+    assert {block.mlp.fc1.out_features / block.mlp.fc1.in_features for layer in model.encoder.layers
+            for block in layer.blocks} == {3.0}
+
+
+def test_positions_of_the_decoder_are_those_of_the_cells():
+    torch.manual_seed(1)
+    decoder = build_model(load_config(opts=opts_of(TINY))).decoder
+    assert decoder.grid == (HEIGHT // STRIDE, WIDTH // STRIDE) and not decoder.pos_embed.requires_grad
+    assert torch.equal(decoder.pos_embed, sincos_table((HEIGHT // STRIDE, WIDTH // STRIDE), 16))
+
+
+def test_checkpointing_recomputes_blocks_of_mixtures_and_changes_neither_loss_nor_gradients():
+    results = []
+    for use_checkpoint in (False, True):
+        model = mixmim({"TRAIN.USE_CHECKPOINT": use_checkpoint}).train()
+        calls = []
+        model.encoder.layers[1].blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        loss = model(images_of(), mask_of(cells_of()))
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        results.append((len(calls), loss.detach(), gradients))
+    (once, loss, gradients), (twice, loss_again, gradients_again) = results
+    assert (once, twice) == (1, 2) and torch.equal(loss, loss_again)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_again[name], gradient, atol=1e-7, rtol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_pixmim_s_target_is_what_both_images_are_compared_with():
+    model = mixmim({"MODEL.PIXMIM.ENABLE": True, "MODEL.PIXMIM.CUTOFF_RADIUS": 6})
+    images, mask = images_of(), mask_of(cells_of())
+    low = model.target.low_pass(images)
+    assert not torch.allclose(low, images, atol=0.1)
+    assert model(images, mask).item() == pytest.approx((model.reconstruct(images, mask) - low).square().mean().item(), rel=1e-5)
+
+
+def test_shares_of_hidden_cells_lie_in_the_range_with_mixmim_alone():
+    """RANGE_MASK_RATIO draws a number for every batch, the same for all of its images."""
+    ranged = {"DATA.MASK_RATIO": 0.25, "DATA.MASK_ROUND": "down", "MODEL.MIXMIM.RANGE_MASK_RATIO": 0.5}
+    shares = {}
+    for method in ("mixmim", "simmim"):
+        config = load_config(opts=opts_of(TINY | ranged | {"MODEL.METHOD": method}))
+        masks = torch.stack([draw_masks(config, 2, np.random.RandomState(seed)) for seed in range(40)])
+        assert torch.equal(masks[:, 0], masks[:, 1])
+        shares[method] = masks[:, 0].float().mean(dim=(1, 2))
+    assert shares["mixmim"].min() >= 0.25 and shares["mixmim"].max() <= 0.75 and len(shares["mixmim"].unique()) > 6
+    assert (shares["simmim"] == 0.25).all()
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
@@ -130,9 +210,14 @@ def test_images_that_are_not_whole_cells_are_refused():
     ({"DATA.MASK_TYPE": "blockwise"}, "DATA.MASK_TYPE random"),
     ({"MODEL.MIXMIM.RANGE_MASK_RATIO": 0.5}, "RANGE_MASK_RATIO=0.5 is above 1"),
     ({"MODEL.MIXMIM.WINDOW_SIZES": [8, 4]}, "WINDOW_SIZES=.*3 stages"),
-    ({"MODEL.MIXMIM.WINDOW_SIZES": [7, 4, 4]}, r"does not divide the map of stage 0.*WINDOW_SIZES \[4,4,4\]"),
-    ({"DATA.IMG_SIZE": 72, "DATA.MASK_PATCH_SIZE": 8}, "multiple of 16.*another DATA.IMG_SIZE"),
+    ({"MODEL.MIXMIM.WINDOW_SIZES": [7, 4, 4]}, r"does not divide the map of stage 0.*WINDOW_SIZES \[4,4,2\]\."),
+    ({"MODEL.MIXMIM.WINDOW_SIZES": [7, 7, 7], "DATA.IMG_SIZE": [80, 96]}, r"stage 0.*e\.g\. .*WINDOW_SIZES \[4,2,7\]\."),
+    ({"DATA.IMG_SIZE": 72, "DATA.MASK_PATCH_SIZE": 8}, r"multiple of 16.*Use DATA\.IMG_SIZE 64\."),
+    ({"DATA.IMG_SIZE": [80, 90]}, r"multiple of 16.*Use DATA\.IMG_SIZE \[80,96\]\."),
     ({"MODEL.MIXMIM.EMBED_DIM": 6}, "EMBED_DIM=6 must be a multiple of 4"),
+    ({"MODEL.MIXMIM.EMBED_DIM": 0}, "EMBED_DIM=0 is out of range"),
+    ({"MODEL.MIXMIM.PATCH_SIZE": 0}, "PATCH_SIZE=0 is out of range"),
+    ({"MODEL.MIXMIM.IN_CHANS": 0}, "IN_CHANS=0 is out of range"),
     ({"MODEL.MIXMIM.NUM_HEADS": [1, 2, 3]}, "3 heads do not divide"),
     ({"MODEL.MIXMIM.DECODER_NUM_HEADS": 3}, "DECODER_NUM_HEADS=3 does not divide MODEL.MIXMIM.DECODER_EMBED_DIM=16"),
     ({"MODEL.MIXMIM.DECODER_NORM_EPS": -1.0}, "DECODER_NORM_EPS"),
@@ -140,6 +225,12 @@ def test_images_that_are_not_whole_cells_are_refused():
 def test_settings_that_can_not_work_are_refused_with_what_to_type(overrides, message):
     with pytest.raises(ValueError, match=message):
         mixmim(overrides)
+
+
+def test_windows_that_the_error_names_fit_both_sides():
+    """A window of a smaller map shrinks along each axis, so the last stage may keep its own."""
+    model = mixmim({"MODEL.MIXMIM.WINDOW_SIZES": [4, 2, 7], "DATA.IMG_SIZE": [80, 96]})
+    assert [layer.blocks[0].window for layer in model.encoder.layers] == [(4, 4), (2, 2), (5, 6)]
 
 
 @pytest.mark.parametrize("encoder", ["swin", "vit"])
