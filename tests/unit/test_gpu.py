@@ -4,10 +4,11 @@ import torch
 from torch import distributed as dist
 
 from engine import Updater
-from models.build import build_sharded
+from models.build import METHODS, build_sharded
 from optimizer import build_optimizer
 from utils.precision import build_precision
 
+from ..contracts.tiny import CASES, build, make_config, make_images, make_mask
 from .helpers import TINY, largest_difference, random_images, random_mask, state_of, tiny_config, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -50,6 +51,24 @@ def test_update_never_waits_for_the_device(encoder, level):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert int(updater.skipped) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_update_of_every_method_never_waits_for_the_device(method):
+    """After the first step, which may look at the mask."""
+    name, variant, _, kind = next(case for case in CASES if case[2] == method)
+    config = make_config(name, variant, method, kind)
+    model = build(config, is_pretrain=True).to(DEVICE).train()
+    images, mask = make_images(config).to(DEVICE), make_mask(config).to(DEVICE)
+    updater = Updater(model, build_optimizer(config, model), build_precision("O1", "native", DEVICE), clip=5.0)
+    updater.update([lambda model: model(images, mask)])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, _ = updater.update([lambda model: model(images, mask)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite() and int(updater.skipped) == 0
 
 
 @pytest.mark.parametrize("good_before", [0, 1])
