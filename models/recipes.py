@@ -24,6 +24,8 @@ MARKS = {"pretrain": ("DATA.MASK_", "DATA.CROP", "MODEL.METHOD", "MODEL.SIMMIM."
 NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
 WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",
          "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE"}
+# how a probe's normalisation and linear layer are named: here and in the official MAE; in mmpretrain and mmselfsup
+PROBE_HEADS = (("head.0.", "head.1."), ("neck.bn.", "head.layers.head."))
 
 
 @dataclass
@@ -148,11 +150,12 @@ def load_into(model, recipe, path):
 
 
 def _load_head(probe, report):
-    given = weights_of(load_checkpoint(report.path, moments=False))
-    own = {f"head.{name}": value for name, value in probe.head.state_dict().items()}
-    if all(name in given and given[name].shape == value.shape for name, value in own.items()):
-        assign(probe.head, {name.removeprefix("head."): given[name] for name in own})
-        report.matched += own
-        report.unexpected = [name for name in report.unexpected if name not in own]
-    else:
-        report.missing += own
+    given, own = weights_of(load_checkpoint(report.path, moments=False)), probe.head.state_dict()
+    for norm, linear in PROBE_HEADS:
+        theirs = {name: f"head.{name}".replace("head.0.", norm).replace("head.1.", linear) for name in own}
+        if all(there in given and given[there].shape == own[name].shape for name, there in theirs.items()):
+            assign(probe.head, {name: given[there] for name, there in theirs.items()})
+            report.matched += [f"head.{name}" for name in own]
+            report.unexpected = [name for name in report.unexpected if name not in theirs.values()]
+            return
+    report.missing += [f"head.{name}" for name in own]

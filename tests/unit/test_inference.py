@@ -17,6 +17,7 @@ from data.transforms import eval_transform
 from engine import evaluate
 from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
 from models import build_model, zoo
+from models.layouts import write_layout
 from models.probe import build_probe
 from models.recipes import Recipe, task_of
 from tests.contracts.tiny import CASES, CLASSES, ENCODER_CASES, build, make_config, make_images
@@ -420,6 +421,24 @@ def test_probe_predicts_with_its_own_head(tmp_path, paths):
         np.testing.assert_allclose(scores, probe(images)[0].softmax(dim=1).numpy(), atol=1e-6)
         torch.testing.assert_close(extract_feat(model, images)[0], probe.features(images)[0])
     assert not model.recipe.lacks("head.") and get_model(recipe, saved(probe, tmp_path), num_classes=6).recipe.lacks("head.")
+
+
+def test_probe_of_mmpretrain_predicts_with_its_head(tmp_path):
+    """Its linear classifiers are a ViT, a ClsBatchNormNeck and a VisionTransformerClsHead."""
+    recipe = ROOT / "configs/demo/linprobe__vit_nano__img64.yaml"
+    settings = opts_of({"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SHARED_RPB": False, "PROBE.LAYER": "last"})
+    probe = build_probe(load_config(recipe, settings), 5).eval()
+    own, names = probe.state_dict(), {"0": "neck.bn", "1": "head.layers.head"}
+    weights, *_ = write_layout({f"encoder.{name}": own[name] for name in own if not name.startswith("head.")}, "mmpretrain")
+    for name, value in probe.head.state_dict().items():
+        layer, _, part = name.partition(".")
+        weights[f"{names[layer]}.{part}"] = value.uniform_(0.1, 2) if value.is_floating_point() else value
+    torch.save({"state_dict": weights}, tmp_path / "linear.pth")
+    model = get_model(recipe, tmp_path / "linear.pth", num_classes=5, **dict(zip(settings[::2], settings[1::2], strict=True)))
+    assert not model.recipe.lacks("head.")
+    images = make_images(model.recipe.config)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[0], probe(images)[0])
 
 
 # ---- released models ----------------------------------------------------------------------------------------------
