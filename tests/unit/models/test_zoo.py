@@ -122,6 +122,12 @@ def test_model_hub_of_swinv2_is_complete():
     assert all(entry.top1 for entry in hub if entry.task == "classification")
 
 
+def test_models_of_mmpretrain_see_the_middle_of_an_image():
+    """Its test pipelines resize the short side to 8/7 of the size and crop the centre, at 448 px as well."""
+    assert names_where(lambda entry: entry.config and entry.task == "classification" and entry.source == "mmpretrain 1.2"
+                       and not load_config(REPOSITORY / entry.config, entry.opts).TEST.CROP) == []
+
+
 # ---- names --------------------------------------------------------------------------------------------------------
 
 def length(entry):
