@@ -25,7 +25,6 @@ from data.inputs import Preparation, as_list
 from data.masks import draw_masks
 from data.transforms import eval_transform, heldout_transform
 from models import zoo
-from models.encoder import Encoder
 from models.recipes import TASKS, build, load_into, open_recipe
 from utils.cli import run
 from utils.pictures import picture_grid
@@ -69,9 +68,10 @@ def get_model(model, pretrained=False, device=None, weights_dir=None, task=None,
     device = _device(device)
     if classes is not None:
         recipe.classes = read_classes(classes, recipe)
+    weights = zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained  # building takes long, this may fail
     built = build(recipe)
-    if pretrained:
-        load_into(built, recipe, zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained)
+    if weights:
+        load_into(built, recipe, weights)
     built.recipe = recipe
     return built.to(device).eval()
 
@@ -88,29 +88,40 @@ def read_classes(classes, recipe):
     num_classes = recipe.config.MODEL.NUM_CLASSES
     if recipe.task == "pretrain":
         raise ValueError("classes= names the classes of a classifier, and this is a pre-training model: leave it out.")
+    if isinstance(classes, (dict, set, frozenset)):
+        raise ValueError(f"classes= is a {type(classes).__name__}: pass a list of names, in the order of the labels.")
     source = "classes="
     if isinstance(classes, (str, Path)):
-        source, path = f"{classes} ", Path(classes)
+        source, path = f"classes={classes} (--classes)", Path(classes)
         if path.is_dir():
             classes = class_names(path / "train" if (path / "train").is_dir() else path, "classes=")
         elif not path.is_file():
             raise FileNotFoundError(f"classes={path} (--classes) does not exist: expected a text file with one name a line, or "
                                     f"the data folder of the training.")
         else:
-            classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            classes = _lines(path)
     names = [str(name) for name in classes]
     if len(names) != num_classes:
-        raise ValueError(f"{source}holds {len(names)} names, the model has {num_classes} classes.")
+        raise ValueError(f"{source} holds {len(names)} names, the model has {num_classes} classes.")
     return names
+
+
+def _lines(path):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"classes={path} (--classes) is not a text file in UTF-8 ({error}): expected one name a "
+                         f"line.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _device(device):
     try:
-        device = torch.device(device or "cpu")
+        device = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} (--device) is unknown; use cpu, cuda, cuda:1 or mps.") from error
-    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
-    if backend is not None and not backend.is_available():
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    if backend is not None and (device.index or 0) >= backend.device_count():
         raise ValueError(f"device={device} (--device) is not available to this torch ({torch.__version__}): use cpu.")
     return device
 
@@ -201,7 +212,8 @@ def _opened(model, device, pretrained, part=None):
     """A model with a recipe that has a part (see _check_task), on its device."""
     if not isinstance(model, nn.Module):
         _check_task(open_recipe(model)[0], part)  # before anything is downloaded
-        return _check_part(get_model(model, True if pretrained is None else pretrained, device or _best_device()), part)
+        device = _best_device() if device is None else device
+        return _check_part(get_model(model, True if pretrained is None else pretrained, device), part)
     if pretrained is not None:
         raise ValueError(f"pretrained={pretrained} is for names and recipes; this model is built: load weights with "
                          f"get_model(..., pretrained=...).")
@@ -233,14 +245,15 @@ def _check_part(model, part):
 def _run(model, images, batch_size, transform, compute):
     """`compute(model, batch)` over all images as the model's evaluation does it: same transform, same number format.
 
-    The model ends in the mode it was in. Tensors come back float32, on the CPU, and may take part in training.
+    The model ends in the mode it was in. A model that was cast, by `model.bfloat16()` say, gets its images in that format.
+    Tensors come back float32, on the CPU, and may take part in training.
     """
-    config, device = model.recipe.config, next(model.parameters()).device
-    precision = build_precision(config.AMP_OPT_LEVEL, "native", device)
+    config, weight = model.recipe.config, next(model.parameters())
+    precision = build_precision(config.AMP_OPT_LEVEL, "native", weight.device)
     outputs = []
     with _evaluating(model), precision.autocast():
         for batch in Preparation(config, transform(config)).batches(images, batch_size):
-            output = compute(model, batch.to(device))
+            output = compute(model, batch.to(weight.device, weight.dtype))
             outputs.append(output.float().cpu() if isinstance(output, torch.Tensor) else output)
     return torch.cat(outputs) if isinstance(outputs[0], torch.Tensor) else outputs[0]
 
@@ -275,7 +288,7 @@ def _prediction(scores, topk, names):
 
 
 def _encoder(model):
-    return model if isinstance(model, Encoder) else model.encoder
+    return getattr(model, "encoder", model)
 
 
 def _pooled(model, images):

@@ -19,12 +19,15 @@ def as_list(images):
     Args:
         images: an image, see `picture_of` and `Preparation`; a list or tuple of them; or a 4-d array or tensor.
     Returns: (list of images, whether it was a single one).
-    Raises: ValueError if there is none.
+    Raises: ValueError if there is none; and of paths as `picture_of`, so that a misspelt one is said before hours of work.
     """
     several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4)
     found = list(images) if several else [images]
     if not found:
         raise ValueError("no images were given: the list is empty.")
+    for image in found:
+        if isinstance(image, (str, Path)):
+            _check_path(image)
     return found, not several
 
 
@@ -77,7 +80,8 @@ def picture_of(image, mode, name="the image"):
     Raises: FileNotFoundError; ValueError on what can't be read or is no image.
     """
     if isinstance(image, (str, Path)):
-        return _from_path(Path(image), mode)
+        _check_path(image)
+        return read_image(image, mode)
     if isinstance(image, (bytes, bytearray)):
         return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)")
     if isinstance(image, Image.Image):
@@ -92,13 +96,15 @@ def picture_of(image, mode, name="the image"):
     raise ValueError(f"{name} is {type(image).__name__}, expected {KINDS}.")
 
 
-def _from_path(path, mode):
+def _check_path(path):
+    if "://" in str(path):
+        raise ValueError(f"{path} is an address, and images are not downloaded: pass a path, or the bytes of the file.")
+    path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file. data.datasets.image_files(folder) lists the images of "
                          f"one, and the command line takes folders.")
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist.")
-    return read_image(path, mode)
 
 
 def _from_array(pixels, name):

@@ -90,10 +90,16 @@ def open_recipe(model, task=None, overrides=None):
     if task is not None and task not in TASKS:
         raise ValueError(f"task={task!r} is unknown; valid: {', '.join(TASKS)}.")
     entry, path, opts = None, None, []
+    if not isinstance(model, (str, Path, Config)):
+        raise ValueError(f"a {type(model).__name__} was given as the model, expected a name from list_models(), the path of a "
+                         f"recipe, or a Config.")
     if isinstance(model, Config):
         name, opts = "the config", [word for key, value in flatten(model).items() if key != "BASE" for word in (key, value)]
         config = model
     else:
+        if str(model).endswith((".pth", ".safetensors")):
+            raise ValueError(f"{model} is a checkpoint, which does not tell what to build: pass the recipe it was made with "
+                             f"(of a run its config.yaml) and pretrained={model} (--weights).")
         if isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
             name, path = str(model), _find_recipe(Path(model))
         else:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import inference
 from config import image_size, load_config, with_values
 from data.datasets import ImageDataset
 from data.transforms import eval_transform
@@ -187,6 +188,15 @@ def test_missing_file_and_folder_are_refused(swin, tmp_path):
         inference_model(swin, tmp_path / "none.png")
     with pytest.raises(ValueError, match="is a folder"):
         inference_model(swin, tmp_path)
+    with pytest.raises(ValueError, match="https://a.org/b.png is an address"):
+        inference_model(swin, "https://a.org/b.png")
+
+
+def test_missing_file_is_said_before_the_first_image_is_read(swin, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "_run", lambda *_: pytest.fail("images were read"))
+    for function in (inference_model, extract_feat):
+        with pytest.raises(FileNotFoundError, match="none.png"):
+            function(swin, [np.zeros((8, 8, 3), np.uint8), tmp_path / "none.png"])
 
 
 def test_tensors_of_different_sizes_are_refused(swin):
@@ -230,6 +240,21 @@ def test_another_number_of_names_and_a_missing_file_are_refused(swin, paths):
         inference_model(swin, paths[0], classes="none.txt")
     with pytest.raises(ValueError, match="4 names, the model has 5 classes"):
         inference_model(swin, paths[0], classes=NAMES[:4])
+
+
+@pytest.mark.parametrize("classes", [dict(enumerate(NAMES)), set(NAMES)], ids=["dict", "set"])
+def test_names_without_an_order_are_refused(classes, swin, paths):
+    with pytest.raises(ValueError, match=f"classes= is a {type(classes).__name__}: pass a list"):
+        inference_model(swin, paths[0], classes=classes)
+
+
+def test_file_of_names_may_begin_with_a_mark_and_must_be_text(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(NAMES), encoding="utf-8-sig")  # as some editors do
+    assert get_model(FINETUNE, num_classes=5, classes=path).recipe.classes == NAMES
+    path.write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names\.txt \(--classes\) is not a text file in UTF-8"):
+        get_model(FINETUNE, num_classes=5, classes=path)
 
 
 def test_features_may_take_part_in_training(swin, paths):
@@ -401,11 +426,52 @@ def test_built_model_takes_no_weights_and_needs_a_recipe(swin, paths):
     assert inference_model(bare, paths[0])["pred_scores"].shape == (CLASSES,)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
-def test_device_that_is_not_there_is_refused(device, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=rf"device='?{device}'? \(--device\)"):
+@pytest.mark.parametrize(("device", "name", "count"), [
+    ("gpu", "'gpu'", 0), ("cuda", "cuda", 0), ("cuda:1", "cuda:1", 1), (torch.device("cuda", 0), "cuda:0", 0)])
+def test_device_that_is_not_there_is_refused(device, name, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ValueError, match=rf"device={name} \(--device\)"):
         get_model(FINETUNE, device=device)
+
+
+def test_device_zero_is_not_taken_for_none(paths, monkeypatch):
+    """0 is the first accelerator of torch, e.g. cuda:0."""
+    asked = []
+    monkeypatch.setattr(inference, "_device", lambda device: asked.append(device) or CPU)
+    get_model(FINETUNE, device=0)
+    inference_model(FINETUNE, paths[0], device=0, pretrained=False)
+    assert asked == [0, 0]
+
+
+def test_weights_are_looked_for_before_a_model_is_built(monkeypatch, tmp_path):
+    """Building a large model takes minutes; that its file is missing should not."""
+    monkeypatch.setenv("SIMMIM_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(inference, "build", lambda recipe: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match="put it at"):
+        get_model("mixmim_base", pretrained=True)
+
+
+def test_what_is_no_model_is_refused(swin):
+    with pytest.raises(ValueError, match="a SwinTransformer was given as the model"):
+        get_model(swin)
+    with pytest.raises(ValueError, match="output/ckpt_best.pth is a checkpoint.*pretrained=output/ckpt_best.pth"):
+        get_model("output/ckpt_best.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_model_that_was_cast_takes_images(dtype, paths):
+    model = get_model(FINETUNE, num_classes=5)
+    (expected,) = extract_feat(model, paths)
+    (features,) = extract_feat(model.to(dtype), paths)
+    assert features.dtype == torch.float32 and 0 < (features - expected).abs().max() < 0.1
+    assert inference_model(model, paths[0])["pred_scores"].dtype == np.float32
+    assert reconstruct(get_model(PRETRAIN).to(dtype), paths[0]).size
+
+
+def test_compiled_model_has_every_feature(paths):
+    model = get_model(FINETUNE)
+    expected = extract_feat(model, paths, "map")[0]
+    assert torch.equal(extract_feat(torch.compile(model, backend="eager"), paths, "map")[0], expected)
 
 
 def test_probe_predicts_with_its_own_head(tmp_path, paths):

@@ -177,6 +177,11 @@ def test_list_of_an_unknown_task_says_which_there_are():
         zoo.list_models(task="pretraining")
 
 
+def test_pattern_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match="is list, expected one text"):
+        zoo.list_models(["mae*"])
+
+
 def test_aliases_lead_to_the_same_entry():
     assert zoo.find("mixmim-base_3rdparty_in1k") is zoo.find("mixmim-base_mixmim-pre_8xb128-coslr-100e_in1k")
     assert zoo.find("mixmim-base_3rdparty_in1k").name == "mixmim_base_300ep_ft224_mmpretrain"
