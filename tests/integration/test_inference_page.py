@@ -1,5 +1,6 @@
 """docs/inference.md does what it says, and inference.py as a command; tiny models stand behind the names of large ones."""
 import json
+import os
 import re
 import shlex
 import sys
@@ -134,6 +135,33 @@ def test_list_shows_the_models_that_match(monkeypatch, capsys):
     assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models("simmim_vit")
 
 
+def test_list_shows_the_models_of_a_task(monkeypatch, capsys):
+    _, out, _ = command(monkeypatch, capsys, "--list", "simmim_vit", "--task", "pretrain")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models("simmim_vit", "pretrain")
+
+
+@pytest.mark.parametrize("flag", ["--features", "--reconstruct"])
+def test_interrupted_write_leaves_no_file(flag, place, monkeypatch, capsys):
+    def half(*_, **__):
+        (place / f".{os.getpid()}.x{ending}").write_bytes(b"half")
+        raise OSError("no space left")
+
+    ending = {"--features": ".npz", "--reconstruct": ".png"}[flag]
+    monkeypatch.setattr(np, "savez", half)
+    monkeypatch.setattr(Image.Image, "save", half)
+    before = sorted(path.name for path in place.iterdir())
+    code, out, err = command(monkeypatch, capsys, "--model", RELEASED[1], "bird.jpg", flag, f"x{ending}")
+    assert (code, out) == (2, "") and "no space left" in err
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_missing_image_and_target_are_said_before_a_model_is_made(place, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "get_model", lambda *_, **__: pytest.fail("a model was made"))
+    for words in (["none.jpg"], ["bird.jpg", "--features", "none/x.npz"], ["bird.jpg", "--reconstruct", "x.xyz"]):
+        code, _, err = command(monkeypatch, capsys, "--model", RELEASED[1], "--features", "y.npz", *words)
+        assert code == 2 and err.startswith("error: ")
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--model", "simmim_swin_bas", "bird.jpg"], "model 'simmim_swin_bas' is unknown. Did you mean"),
     (["--model", RELEASED[0]], "nothing to do: pass --model"),
@@ -148,7 +176,19 @@ def test_list_shows_the_models_that_match(monkeypatch, capsys):
     (["--model", "recipes/simmim_swin_classification.yaml", "bird.jpg"], "is a recipe, which has none"),
     (["--model", RELEASED[0], "bird.jpg", "--output", "map"], "--output map says nothing without --features"),
     (["--model", RELEASED[1], "bird.jpg", "--mask-ratio", "0.5"], "--mask-ratio 0.5 says nothing without --reconstruct"),
-    (["--model", RELEASED[1], "bird.jpg", "--json", "--features", "x.npz"], "--json prints predictions"),
+    (["--model", RELEASED[1], "bird.jpg", "--json", "--features", "x.npz"], "--json is for predictions"),
+    (["--model", RELEASED[1], "bird.jpg", "--topk", "3", "--features", "x.npz"], "--topk 3 is for predictions"),
+    (["--model", RELEASED[0], "bird.jpg", "--classes", "data", "--features", "x.npz"], "--classes data is for predictions"),
+    (["--model", RELEASED[0], "bird.jpg", "--seed", "0"], "--seed 0 says nothing without --reconstruct"),
+    (["--model", RELEASED[1], "bird.jpg", "--reconstruct", "x.png", "--batch-size", "2"], "--batch-size 2 says nothing to"),
+    (["--model", RELEASED[0], "bird.jpg", "--batch-size", "0"], "batch_size=0 must be at least 1"),
+    (["--model", RELEASED[1], "bird.jpg", "--features", "none/x.npz"], "none is no folder that can be written to"),
+    (["--model", RELEASED[1], "bird.jpg", "--reconstruct", "x.xyz"], "--reconstruct x.xyz must end in .png"),
+    (["--model", RELEASED[0], "https://a.org/b.jpg"], "https://a.org/b.jpg is an address, and images are not downloaded"),
+    (["--model", "run/ckpt_best.pth", "bird.jpg"], "run/ckpt_best.pth is a checkpoint, which does not tell what to build"),
+    (["--list", "--json"], "--list takes a pattern and --task alone: leave out json"),
+    (["--list", "xyz", "--model", RELEASED[0]], "--list takes a pattern and --task alone: leave out model"),
+    (["--list", "--task", "probe"], "task='probe' is unknown"),
     (["--model", RELEASED[0], "bird.jpg", "--reconstruct", "x.png"], "reconstructs nothing"),
     (["--list", "xyz"], "no model is named like 'xyz'")])
 def test_mistake_is_one_line(words, message, place, monkeypatch, capsys):
