@@ -106,6 +106,9 @@ def open_recipe(model, task=None, overrides=None):
             entry = zoo.find(model)
             name, path, opts = entry.name, ROOT / _recipe_of(entry), list(entry.opts)
         config = load_config(path, opts)
+    if entry is not None and task == "pretrain" != entry.task:
+        raise ValueError(f"{name} is a classifier, and its recipe does not say how it was pre-trained: choose a name of "
+                         f"list_models(task=\"pretrain\").")
     task = task or (task_of(config, name) if entry is None else "probe" if entry.linear_probe else entry.task)
     if task == "pretrain" and overrides and {"num_classes", "MODEL.NUM_CLASSES"} & overrides.keys():
         raise ValueError(f"num_classes: {name} is a pre-training model, which has no classes. Add task=\"classification\" for "
@@ -133,6 +136,8 @@ def _settings(overrides, config):
     for key, value in overrides.items():
         if key.upper() != key:
             key = pick(WORDS, key, "keyword").format(config.MODEL.TYPE.upper())
+        if key in opts[::2]:
+            raise ValueError(f"{key} is given twice, as a word and by its key: leave one out.")
         opts += [key, value]
     return opts
 

@@ -383,6 +383,7 @@ def test_settings_are_changed_by_word_or_key():
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"num_clases": 7}, "keyword='num_clases' is unknown.*Did you mean 'num_classes'"),
     ({"MODEL.NUM_CLASES": 7}, "closest valid key is MODEL.NUM_CLASSES"),
+    ({"num_classes": 7, "MODEL.NUM_CLASSES": 5}, "MODEL.NUM_CLASSES is given twice"),
     ({"img_size": 65}, "does not divide DATA.IMG_SIZE"),
     ({"window_size": 7}, "unknown key 'MODEL.VIT.WINDOW_SIZE'")])
 def test_setting_that_does_not_fit_is_refused(overrides, message):
@@ -407,6 +408,12 @@ def test_head_for_other_classes_is_random_and_said_so(swin, tmp_path, caplog, pa
     recipe.write_text(with_values(model.recipe.config, MODEL__NAME="finetune").dump(), encoding="utf-8")
     with pytest.raises(ValueError, match="has no head that fits"):
         inference_model(recipe, paths[0], pretrained=weights)
+
+
+def test_name_of_a_classifier_is_no_pretraining_model():
+    """Its recipe has no MODEL.METHOD: the default one would be built, whatever the name says."""
+    with pytest.raises(ValueError, match="mae_vit_base_1600ep_ft224 is a classifier.*list_models"):
+        get_model("mae_vit_base_ft", task="pretrain")
 
 
 def test_recipe_has_no_released_weights(paths):
