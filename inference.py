@@ -1,6 +1,6 @@
 """Use a model: predict classes, extract features, look at reconstructions.
 
-  python inference.py --model simmim_swin_base_100ep_ft192 bird.jpg photos/                    # released weights, by name
+  python inference.py --model simmim_swin_base_100ep_ft192_mmpretrain bird.jpg photos/         # released weights, by name
   python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --topk 3 --json    # weights of your own
   python inference.py --model mae_vit_base_1600ep --features features.npz photos/
   python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --reconstruct bird.png

@@ -30,7 +30,8 @@ RECIPES = {  # what stands behind a name, by its beginning and task
     ("simmim_swin", "classification"): {**TINY["swin"], "MODEL.NUM_CLASSES": 1000, "MODEL.NAME": "simmim_finetune"},
     ("simmim_swin", "pretrain"): {**TINY["swin"], "MODEL.NAME": "simmim_pretrain"},
     ("mae_vit", "pretrain"): {**TINY["vit"], **MAE, "MODEL.NAME": "mae_pretrain"}}
-RELEASED = ("simmim_swin_base_800ep_ft224", "mae_vit_base_1600ep")
+RELEASED = ("simmim_swin_base_800ep_ft224_mmpretrain", "mae_vit_base_1600ep_mmpretrain")
+ENCODER_ALONE = "mae_vit_base_1600ep"  # as its authors released it
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,8 @@ def folder(tmp_path_factory):
     (root / "weights").mkdir()
     for name, recipe in zip(RELEASED, ("simmim_swin_classification", "mae_vit_pretrain"), strict=True):
         torch.save({"model": get_model(root / "recipes" / f"{recipe}.yaml").state_dict()}, root / "weights" / f"{name}.pth")
+    encoder = get_model(root / "recipes" / "mae_vit_pretrain.yaml").encoder
+    torch.save({"model": encoder.state_dict()}, root / "weights" / f"{ENCODER_ALONE}.pth")
     run = root / "output" / "finetune" / "default"
     run.mkdir(parents=True)
     config = load_config(root / "recipes" / "simmim_swin_classification.yaml", ["MODEL.NUM_CLASSES", 5])
@@ -86,8 +89,9 @@ def command(monkeypatch, capsys, *words):
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-1][:40])
-def test_python_of_the_page_runs(code, place):
+def test_python_of_the_page_runs(code, place, caplog):
     exec(code.replace("<path of the clone>", str(ROOT)), {})
+    assert "has no decoder that fits" not in caplog.text
     if "bird_reconstructed.png" in code:
         assert Image.open(place / "bird_reconstructed.png").height > 32
 
@@ -97,9 +101,16 @@ def test_command_of_the_page_runs(line, place, monkeypatch, capsys):
     program, script, *words = shlex.split(line)
     assert (program, script) == ("python", "inference.py")
     code, out, err = command(monkeypatch, capsys, *words)
-    assert (code, err) == (0, "") and out
+    assert code == 0 and out and [line for line in err.splitlines() if "has no decoder that fits" not in line] == []
     targets = [words[i + 1] for i, word in enumerate(words) if word in ("--features", "--reconstruct")]
     assert all((place / target).is_file() for target in targets)
+
+
+def test_file_of_an_encoder_alone_reconstructs_nothing(place, monkeypatch, capsys):
+    """The page must not ask it to."""
+    assert "the file holds the encoder alone" in zoo.find(ENCODER_ALONE).note
+    code, _, err = command(monkeypatch, capsys, "--model", ENCODER_ALONE, "bird.jpg", "--reconstruct", "x.png")
+    assert code == 2 and "has no decoder" in err
 
 
 def test_page_shows_python_and_commands():
