@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from config import encoder_config
 from data.datasets import in_mode, read_image
 from data.transforms import PIL_MODES, pil_mode
 
@@ -46,8 +47,10 @@ class Preparation:
     def __call__(self, image, name="the image"):
         """(C, H, W) float32. A float tensor counts as normalised and goes to the model as it is; all else is transformed."""
         if isinstance(image, torch.Tensor) and image.is_floating_point():
-            if image.ndim != 3:
-                raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected (C, H, W), normalised.")
+            channels = encoder_config(self.config).IN_CHANS
+            if image.ndim != 3 or image.shape[0] != channels:
+                raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected ({channels}, H, W), "
+                                 f"normalised.")
             return image.detach().float().cpu()
         return self.transform(picture_of(image, pil_mode(self.config), name))
 
@@ -87,9 +90,9 @@ def picture_of(image, mode, name="the image"):
     if isinstance(image, Image.Image):
         return in_mode(image, mode)
     if isinstance(image, torch.Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in PIL_MODES:
             raise ValueError(f"{name} is a tensor of {image.dtype} and shape {tuple(image.shape)}, expected uint8 (C, H, W) of "
-                             f"pixels, or float (C, H, W), normalised.")
+                             f"pixels with 1, 3 or 4 channels, or float (C, H, W), normalised.")
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
         return _from_array(image, name).convert(mode)

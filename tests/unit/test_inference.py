@@ -20,7 +20,7 @@ from inference import extract_feat, get_model, imagenet_classes, inference_model
 from models import build_model, zoo
 from models.layouts import write_layout
 from models.probe import build_probe
-from models.recipes import Recipe, task_of
+from models.recipes import Recipe, open_recipe, task_of
 from tests.contracts.tiny import CASES, CLASSES, ENCODER_CASES, build, make_config, make_images
 from utils.precision import build_precision
 
@@ -174,6 +174,8 @@ def test_picture_of_sixteen_bits_is_scaled(swin):
     (np.zeros((8, 8, 3)), "array of float64, expected uint8"),
     (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
     (torch.zeros(8, 8), r"float tensor of shape \(8, 8\)"),
+    (torch.zeros(8, 16, 3), r"float tensor of shape \(8, 16, 3\), expected \(3, H, W\)"),
+    (torch.zeros(8, 16, 3, dtype=torch.uint8), r"tensor of torch.uint8 and shape \(8, 16, 3\)"),
     (torch.zeros(3, 8, 8, dtype=torch.int64), "tensor of torch.int64"),
     (b"no image", r"image 0 \(8 bytes\) can't be read"),
     (3.5, "image 0 is float, expected a path"),
@@ -518,6 +520,19 @@ def test_probe_of_mmpretrain_predicts_with_its_head(tmp_path):
 
 def test_names_are_those_of_the_zoo():
     assert list_models("simmim_vit*", task="pretrain") == zoo.list_models("simmim_vit*", task="pretrain") != []
+
+
+@pytest.mark.parametrize(("name", "task"), [
+    ("pixmim_vit_base", "pretrain"), ("pixmim_vit_base_ft", "classification"), ("pixmim_vit_base_linear", "probe")])
+def test_name_tells_the_task(name, task):
+    assert open_recipe(name)[0].task == task
+
+
+def test_name_has_its_settings_beside_the_recipe_also_with_others():
+    entry = zoo.find("mae_vit_huge_1600ep_ft448_mmpretrain")
+    assert entry.opts == ("TEST.CROP", True) and not load_config(ROOT / entry.config).TEST.CROP
+    for overrides in (None, {"num_classes": 7}):
+        assert open_recipe(entry.name, overrides=overrides)[0].config.TEST.CROP
 
 
 def test_released_weights_are_read_from_their_folder(tmp_path, monkeypatch, paths):
