@@ -166,6 +166,19 @@ def test_interrupted_write_leaves_no_file(flag, place, monkeypatch, capsys):
     assert sorted(path.name for path in place.iterdir()) == before
 
 
+def test_flags_reach_get_model(place, monkeypatch, capsys):
+    asked = []
+
+    def get_model(*arguments, **settings):
+        asked.append((arguments, settings))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(inference, "get_model", get_model)
+    flags = ["--weights-dir", "there", "--task", "classification", "--classes", "data", "--device", "cuda:1"]
+    command(monkeypatch, capsys, "--model", RELEASED[0], "bird.jpg", *flags, "--opts", "MODEL.DROP_RATE", "0.5")
+    assert asked == [((RELEASED[0], True, "cuda:1", "there", "classification", "data"), {"MODEL.DROP_RATE": "0.5"})]
+
+
 def test_missing_image_and_target_are_said_before_a_model_is_made(place, monkeypatch, capsys):
     monkeypatch.setattr(inference, "get_model", lambda *_, **__: pytest.fail("a model was made"))
     for words in (["none.jpg"], ["bird.jpg", "--features", "none/x.npz"], ["bird.jpg", "--reconstruct", "x.xyz"]):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import inference
 from config import image_size, load_config, with_values
 from data.datasets import ImageDataset
-from data.transforms import eval_transform
+from data.transforms import eval_transform, heldout_transform
 from engine import evaluate
 from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
 from models import build_model, zoo
@@ -286,6 +286,14 @@ def test_training_mode_does_not_change_the_prediction(paths):
 
 
 # ---- reconstructions ----------------------------------------------------------------------------------------------
+
+def test_reconstruction_is_prepared_as_held_out_images_are(mae, paths):
+    """Not as those of a classifier, which are resized in another way."""
+    with Image.open(paths[0]) as picture:
+        prepared = heldout_transform(mae.recipe.config)(picture)
+        assert not torch.equal(prepared, eval_transform(mae.recipe.config)(picture))
+    assert reconstruct(mae, paths[0]).tobytes() == reconstruct(mae, prepared).tobytes()
+
 
 def test_given_mask_hides_what_it_says(mae, paths):
     config = mae.recipe.config
