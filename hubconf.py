@@ -1,7 +1,7 @@
 """Models for torch.hub, from a clone of this repository.
 
   torch.hub.load(clone, "list_models", "simmim*", source="local")
-  model = torch.hub.load(clone, "simmim_swin_base_ft", source="local", pretrained=True)
+  model = torch.hub.load(clone, "mae_vit_base_ft", source="local", pretrained=True)
   torch.hub.load(clone, "inference_model", model, "bird.jpg", source="local")
 
 Every name of models/zoo.py that can be built here is an entry point, and so are the functions of inference.py. The clone is

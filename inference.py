@@ -1,6 +1,6 @@
 """Use a model: predict classes, extract features, look at reconstructions.
 
-  python inference.py --model simmim_swin_base_100ep_ft192 bird.jpg photos/                    # released weights, by name
+  python inference.py --model simmim_swin_base_100ep_ft192_mmpretrain bird.jpg photos/         # released weights, by name
   python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --topk 3 --json    # weights of your own
   python inference.py --model mae_vit_base_1600ep --features features.npz photos/
   python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --reconstruct bird.png
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models import get_weight
 
@@ -25,7 +26,6 @@ from data.inputs import Preparation, as_list
 from data.masks import draw_masks
 from data.transforms import eval_transform, heldout_transform
 from models import zoo
-from models.encoder import Encoder
 from models.recipes import TASKS, build, load_into, open_recipe
 from utils.cli import run
 from utils.pictures import picture_grid
@@ -69,9 +69,10 @@ def get_model(model, pretrained=False, device=None, weights_dir=None, task=None,
     device = _device(device)
     if classes is not None:
         recipe.classes = read_classes(classes, recipe)
+    weights = zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained  # building takes long, this may fail
     built = build(recipe)
-    if pretrained:
-        load_into(built, recipe, zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained)
+    if weights:
+        load_into(built, recipe, weights)
     built.recipe = recipe
     return built.to(device).eval()
 
@@ -88,29 +89,40 @@ def read_classes(classes, recipe):
     num_classes = recipe.config.MODEL.NUM_CLASSES
     if recipe.task == "pretrain":
         raise ValueError("classes= names the classes of a classifier, and this is a pre-training model: leave it out.")
+    if isinstance(classes, (dict, set, frozenset)):
+        raise ValueError(f"classes= is a {type(classes).__name__}: pass a list of names, in the order of the labels.")
     source = "classes="
     if isinstance(classes, (str, Path)):
-        source, path = f"{classes} ", Path(classes)
+        source, path = f"classes={classes} (--classes)", Path(classes)
         if path.is_dir():
             classes = class_names(path / "train" if (path / "train").is_dir() else path, "classes=")
         elif not path.is_file():
             raise FileNotFoundError(f"classes={path} (--classes) does not exist: expected a text file with one name a line, or "
                                     f"the data folder of the training.")
         else:
-            classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            classes = _lines(path)
     names = [str(name) for name in classes]
     if len(names) != num_classes:
-        raise ValueError(f"{source}holds {len(names)} names, the model has {num_classes} classes.")
+        raise ValueError(f"{source} holds {len(names)} names, the model has {num_classes} classes.")
     return names
+
+
+def _lines(path):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"classes={path} (--classes) is not a text file in UTF-8 ({error}): expected one name a "
+                         f"line.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _device(device):
     try:
-        device = torch.device(device or "cpu")
+        device = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} (--device) is unknown; use cpu, cuda, cuda:1 or mps.") from error
-    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
-    if backend is not None and not backend.is_available():
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    if backend is not None and (device.index or 0) >= backend.device_count():
         raise ValueError(f"device={device} (--device) is not available to this torch ({torch.__version__}): use cpu.")
     return device
 
@@ -201,7 +213,8 @@ def _opened(model, device, pretrained, part=None):
     """A model with a recipe that has a part (see _check_task), on its device."""
     if not isinstance(model, nn.Module):
         _check_task(open_recipe(model)[0], part)  # before anything is downloaded
-        return _check_part(get_model(model, True if pretrained is None else pretrained, device or _best_device()), part)
+        device = _best_device() if device is None else device
+        return _check_part(get_model(model, True if pretrained is None else pretrained, device), part)
     if pretrained is not None:
         raise ValueError(f"pretrained={pretrained} is for names and recipes; this model is built: load weights with "
                          f"get_model(..., pretrained=...).")
@@ -233,14 +246,15 @@ def _check_part(model, part):
 def _run(model, images, batch_size, transform, compute):
     """`compute(model, batch)` over all images as the model's evaluation does it: same transform, same number format.
 
-    The model ends in the mode it was in. Tensors come back float32, on the CPU, and may take part in training.
+    The model ends in the mode it was in. A model that was cast, by `model.bfloat16()` say, gets its images in that format.
+    Tensors come back float32, on the CPU, and may take part in training.
     """
-    config, device = model.recipe.config, next(model.parameters()).device
-    precision = build_precision(config.AMP_OPT_LEVEL, "native", device)
+    config, weight = model.recipe.config, next(model.parameters())
+    precision = build_precision(config.AMP_OPT_LEVEL, "native", weight.device)
     outputs = []
     with _evaluating(model), precision.autocast():
         for batch in Preparation(config, transform(config)).batches(images, batch_size):
-            output = compute(model, batch.to(device))
+            output = compute(model, batch.to(weight.device, weight.dtype))
             outputs.append(output.float().cpu() if isinstance(output, torch.Tensor) else output)
     return torch.cat(outputs) if isinstance(outputs[0], torch.Tensor) else outputs[0]
 
@@ -275,7 +289,7 @@ def _prediction(scores, topk, names):
 
 
 def _encoder(model):
-    return model if isinstance(model, Encoder) else model.encoder
+    return getattr(model, "encoder", model)
 
 
 def _pooled(model, images):
@@ -298,9 +312,10 @@ def _sheet(model, images, masks):
 def main():
     args = parse_arguments()
     if args.list is not None:
-        return print_models(args.list or None)
+        return print_models(args)
     check_arguments(args)
-    paths = [path for given in args.images for path in (image_files(given, "IMAGE") if os.path.isdir(given) else [given])]
+    paths = [path for place in args.images for path in (image_files(place, "IMAGE") if os.path.isdir(place) else [place])]
+    as_list(paths)  # says which is missing, before anything is downloaded
     part = "decoder." if args.reconstruct else None if args.features else "head."
     _check_task(open_recipe(args.model, args.task)[0], part)  # before anything is downloaded
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
@@ -308,32 +323,62 @@ def main():
                       args.classes, **settings)
     _check_part(model, part)
     if args.features:
-        (features,) = extract_feat(model, paths, args.output, args.batch_size)
-        np.savez(args.features, features=features.numpy(), paths=np.array(paths))
+        (features,) = extract_feat(model, paths, **given(args, "output", "batch_size"))
+        write_whole(args.features, lambda path: np.savez(path, features=features.numpy(), paths=np.array(paths)))
         print(f"{args.features}: features {tuple(features.shape)} of {len(paths)} images")
     if args.reconstruct:
-        reconstruct(model, paths, args.mask_ratio, seed=args.seed).save(args.reconstruct)
+        write_whole(args.reconstruct, reconstruct(model, paths, **given(args, "mask_ratio", "seed")).save)
         print(f"{args.reconstruct}: reconstructions of {len(paths)} images")
     if not args.features and not args.reconstruct:
-        print_predictions(paths, inference_model(model, paths, args.batch_size, topk=args.topk), args.json)
+        print_predictions(paths, inference_model(model, paths, **given(args, "topk", "batch_size")), args.json)
+
+
+def given(args, *names):
+    """The values of flags that were given; for the others the functions have their defaults."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def write_whole(target, write):
+    """Have `write(path)` write beside a new file's name, which it gets when it is complete."""
+    part = Path(target).with_name(f".{os.getpid()}.{Path(target).name}")
+    try:
+        write(part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_arguments(args):
-    """Refuse what contradicts itself, and to write over files. Raises ValueError."""
+    """Refuse what contradicts itself or says nothing, and files that can't be written. Raises ValueError."""
     if not args.model or not args.images:
         raise ValueError("nothing to do: pass --model <name or recipe> and images, or --list for the names.")
-    for target in filter(None, (args.features, args.reconstruct)):
-        if os.path.exists(target):
-            raise ValueError(f"{target} exists and is not written over: choose another name.")
-    if args.features and not args.features.endswith(".npz"):
-        raise ValueError(f"--features {args.features} must end in .npz.")
-    for flag, given, needs in (("--output", args.output, "--features"), ("--mask-ratio", args.mask_ratio, "--reconstruct")):
-        if given is not None and not getattr(args, needs[2:]):
-            raise ValueError(f"{flag} {given} says nothing without {needs}.")
-    if args.json and (args.features or args.reconstruct):
-        raise ValueError("--json prints predictions: leave out --features and --reconstruct.")
+    for flag in ("--features", "--reconstruct"):
+        check_target(flag, getattr(args, flag[2:]))
+    predicts = not args.features and not args.reconstruct
+    for names, counts, advice in (
+            (["output"], args.features, "says nothing without --features"),
+            (["mask_ratio", "seed"], args.reconstruct, "says nothing without --reconstruct"),
+            (["topk", "classes", "json"], predicts, "is for predictions: leave out --features and --reconstruct"),
+            (["batch_size"], predicts or args.features, "says nothing to --reconstruct, which takes all images at once")):
+        unheard = {} if counts else given(args, *names)
+        for name, value in unheard.items():
+            raise ValueError(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'} {advice}.")
     if len(args.opts) % 2:
         raise ValueError(f"--opts takes pairs KEY VALUE, but {len(args.opts)} words were given: {' '.join(args.opts)}.")
+
+
+def check_target(flag, target):
+    """Refuse a file that exists, can't be written, or has another kind of ending. Raises ValueError."""
+    if target is None:
+        return
+    folder, ending, kinds = Path(target).parent, Path(target).suffix.lower(), Image.registered_extensions()
+    fits = ending == ".npz" if flag == "--features" else kinds.get(ending) in Image.SAVE
+    if os.path.exists(target):
+        raise ValueError(f"{target} exists and is not written over: choose another name.")
+    if not fits:
+        raise ValueError(f"{flag} {target} must end in {'.npz' if flag == '--features' else '.png or as another image'}.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{flag} {target}: {folder} is no folder that can be written to. Make it, or choose another.")
 
 
 def parse_arguments():
@@ -344,25 +389,28 @@ def parse_arguments():
     parser.add_argument("--weights-dir", metavar="FOLDER", help="where released weights lie")
     parser.add_argument("--task", choices=TASKS, help="what a recipe is for, where it does not tell")
     parser.add_argument("--classes", metavar="FILE", help="text file with a class name a line, or the data folder of training")
-    parser.add_argument("--topk", type=int, default=5, metavar="N", help="best classes to print (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print predictions as JSON")
+    parser.add_argument("--topk", type=int, metavar="N", help="best classes to print (default: 5)")
+    parser.add_argument("--json", action="store_const", const=True, help="print predictions as JSON")
     parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`")
     parser.add_argument("--output", choices=sorted(FEATURES), help="of what kind; see docs/inference.md")
     parser.add_argument("--reconstruct", metavar="OUT.png", help="draw reconstructions, a row an image")
     parser.add_argument("--mask-ratio", type=float, metavar="SHARE", help="hidden share (default: the recipe's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--seed", type=int, help="of the masks (default: 0)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: 32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list the names that --model takes")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
     return parser.parse_intermixed_args()
 
 
-def print_models(pattern):
-    """A table of the models whose names fit a pattern."""
-    names = list_models(pattern)
+def print_models(args):
+    """A table of the models whose names fit --list, of --task."""
+    others = [name for name, value in vars(args).items() if value and name not in ("list", "task")]
+    if others:
+        raise ValueError(f"--list takes a pattern and --task alone: leave out {', '.join(others)}.")
+    names = list_models(args.list or None, args.task)
     if not names:
-        raise ValueError(f"no model is named like {pattern!r}: --list alone shows all names.")
+        raise ValueError(f"no model is named like {args.list!r}: --list alone shows all names.")
     rows = [("name", "task", "parameters", "top-1")]
     for name in names:
         entry = zoo.find(name)

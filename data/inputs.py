@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from config import encoder_config
 from data.datasets import in_mode, read_image
 from data.transforms import PIL_MODES, pil_mode
 
@@ -19,12 +20,15 @@ def as_list(images):
     Args:
         images: an image, see `picture_of` and `Preparation`; a list or tuple of them; or a 4-d array or tensor.
     Returns: (list of images, whether it was a single one).
-    Raises: ValueError if there is none.
+    Raises: ValueError if there is none; and of paths as `picture_of`, so that a misspelt one is said before hours of work.
     """
     several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4)
     found = list(images) if several else [images]
     if not found:
         raise ValueError("no images were given: the list is empty.")
+    for image in found:
+        if isinstance(image, (str, Path)):
+            _check_path(image)
     return found, not several
 
 
@@ -43,8 +47,10 @@ class Preparation:
     def __call__(self, image, name="the image"):
         """(C, H, W) float32. A float tensor counts as normalised and goes to the model as it is; all else is transformed."""
         if isinstance(image, torch.Tensor) and image.is_floating_point():
-            if image.ndim != 3:
-                raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected (C, H, W), normalised.")
+            channels = encoder_config(self.config).IN_CHANS
+            if image.ndim != 3 or image.shape[0] != channels:
+                raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected ({channels}, H, W), "
+                                 f"normalised.")
             return image.detach().float().cpu()
         return self.transform(picture_of(image, pil_mode(self.config), name))
 
@@ -77,28 +83,31 @@ def picture_of(image, mode, name="the image"):
     Raises: FileNotFoundError; ValueError on what can't be read or is no image.
     """
     if isinstance(image, (str, Path)):
-        return _from_path(Path(image), mode)
+        _check_path(image)
+        return read_image(image, mode)
     if isinstance(image, (bytes, bytearray)):
         return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)")
     if isinstance(image, Image.Image):
         return in_mode(image, mode)
     if isinstance(image, torch.Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in PIL_MODES:
             raise ValueError(f"{name} is a tensor of {image.dtype} and shape {tuple(image.shape)}, expected uint8 (C, H, W) of "
-                             f"pixels, or float (C, H, W), normalised.")
+                             f"pixels with 1, 3 or 4 channels, or float (C, H, W), normalised.")
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
         return _from_array(image, name).convert(mode)
     raise ValueError(f"{name} is {type(image).__name__}, expected {KINDS}.")
 
 
-def _from_path(path, mode):
+def _check_path(path):
+    if "://" in str(path):
+        raise ValueError(f"{path} is an address, and images are not downloaded: pass a path, or the bytes of the file.")
+    path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file. data.datasets.image_files(folder) lists the images of "
                          f"one, and the command line takes folders.")
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist.")
-    return read_image(path, mode)
 
 
 def _from_array(pixels, name):

@@ -24,6 +24,8 @@ MARKS = {"pretrain": ("DATA.MASK_", "DATA.CROP", "MODEL.METHOD", "MODEL.SIMMIM."
 NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
 WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",
          "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE"}
+# how a probe's normalisation and linear layer are named: here and in the official MAE; in mmpretrain and mmselfsup
+PROBE_HEADS = (("head.0.", "head.1."), ("neck.bn.", "head.layers.head."))
 
 
 @dataclass
@@ -88,16 +90,25 @@ def open_recipe(model, task=None, overrides=None):
     if task is not None and task not in TASKS:
         raise ValueError(f"task={task!r} is unknown; valid: {', '.join(TASKS)}.")
     entry, path, opts = None, None, []
+    if not isinstance(model, (str, Path, Config)):
+        raise ValueError(f"a {type(model).__name__} was given as the model, expected a name from list_models(), the path of a "
+                         f"recipe, or a Config.")
     if isinstance(model, Config):
         name, opts = "the config", [word for key, value in flatten(model).items() if key != "BASE" for word in (key, value)]
         config = model
     else:
+        if str(model).endswith((".pth", ".safetensors")):
+            raise ValueError(f"{model} is a checkpoint, which does not tell what to build: pass the recipe it was made with "
+                             f"(of a run its config.yaml) and pretrained={model} (--weights).")
         if isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
             name, path = str(model), _find_recipe(Path(model))
         else:
             entry = zoo.find(model)
             name, path, opts = entry.name, ROOT / _recipe_of(entry), list(entry.opts)
         config = load_config(path, opts)
+    if entry is not None and task == "pretrain" != entry.task:
+        raise ValueError(f"{name} is a classifier, and its recipe does not say how it was pre-trained: choose a name of "
+                         f"list_models(task=\"pretrain\").")
     task = task or (task_of(config, name) if entry is None else "probe" if entry.linear_probe else entry.task)
     if task == "pretrain" and overrides and {"num_classes", "MODEL.NUM_CLASSES"} & overrides.keys():
         raise ValueError(f"num_classes: {name} is a pre-training model, which has no classes. Add task=\"classification\" for "
@@ -125,6 +136,8 @@ def _settings(overrides, config):
     for key, value in overrides.items():
         if key.upper() != key:
             key = pick(WORDS, key, "keyword").format(config.MODEL.TYPE.upper())
+        if key in opts[::2]:
+            raise ValueError(f"{key} is given twice, as a word and by its key: leave one out.")
         opts += [key, value]
     return opts
 
@@ -148,11 +161,12 @@ def load_into(model, recipe, path):
 
 
 def _load_head(probe, report):
-    given = weights_of(load_checkpoint(report.path, moments=False))
-    own = {f"head.{name}": value for name, value in probe.head.state_dict().items()}
-    if all(name in given and given[name].shape == value.shape for name, value in own.items()):
-        assign(probe.head, {name.removeprefix("head."): given[name] for name in own})
-        report.matched += own
-        report.unexpected = [name for name in report.unexpected if name not in own]
-    else:
-        report.missing += own
+    given, own = weights_of(load_checkpoint(report.path, moments=False)), probe.head.state_dict()
+    for norm, linear in PROBE_HEADS:
+        theirs = {name: f"head.{name}".replace("head.0.", norm).replace("head.1.", linear) for name in own}
+        if all(there in given and given[there].shape == own[name].shape for name, there in theirs.items()):
+            assign(probe.head, {name: given[there] for name, there in theirs.items()})
+            report.matched += [f"head.{name}" for name in own]
+            report.unexpected = [name for name in report.unexpected if name not in theirs.values()]
+            return
+    report.missing += [f"head.{name}" for name in own]

@@ -96,8 +96,10 @@ def list_models(pattern=None, task=None):
         pattern: shell wildcards, as if a * stood at the end. A model whose name does not match is listed under its aliases
             that do. None = all names, without aliases.
         task: pretrain or classification; None = both.
-    Raises: ValueError on an unknown task.
+    Raises: ValueError on an unknown task, or a pattern that is no text.
     """
+    if pattern is not None and not isinstance(pattern, str):
+        raise ValueError(f"pattern={pattern!r} is {type(pattern).__name__}, expected one text, e.g. 'mae_vit*'.")
     if task is not None:
         pick(dict.fromkeys(TASKS), task, "task")
     found = []

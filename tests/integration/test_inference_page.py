@@ -1,5 +1,6 @@
 """docs/inference.md does what it says, and inference.py as a command; tiny models stand behind the names of large ones."""
 import json
+import os
 import re
 import shlex
 import sys
@@ -29,7 +30,8 @@ RECIPES = {  # what stands behind a name, by its beginning and task
     ("simmim_swin", "classification"): {**TINY["swin"], "MODEL.NUM_CLASSES": 1000, "MODEL.NAME": "simmim_finetune"},
     ("simmim_swin", "pretrain"): {**TINY["swin"], "MODEL.NAME": "simmim_pretrain"},
     ("mae_vit", "pretrain"): {**TINY["vit"], **MAE, "MODEL.NAME": "mae_pretrain"}}
-RELEASED = ("simmim_swin_base_800ep_ft224", "mae_vit_base_1600ep")
+RELEASED = ("simmim_swin_base_800ep_ft224_mmpretrain", "mae_vit_base_1600ep_mmpretrain")
+ENCODER_ALONE = "mae_vit_base_1600ep"  # as its authors released it
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,8 @@ def folder(tmp_path_factory):
     (root / "weights").mkdir()
     for name, recipe in zip(RELEASED, ("simmim_swin_classification", "mae_vit_pretrain"), strict=True):
         torch.save({"model": get_model(root / "recipes" / f"{recipe}.yaml").state_dict()}, root / "weights" / f"{name}.pth")
+    encoder = get_model(root / "recipes" / "mae_vit_pretrain.yaml").encoder
+    torch.save({"model": encoder.state_dict()}, root / "weights" / f"{ENCODER_ALONE}.pth")
     run = root / "output" / "finetune" / "default"
     run.mkdir(parents=True)
     config = load_config(root / "recipes" / "simmim_swin_classification.yaml", ["MODEL.NUM_CLASSES", 5])
@@ -85,8 +89,9 @@ def command(monkeypatch, capsys, *words):
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-1][:40])
-def test_python_of_the_page_runs(code, place):
+def test_python_of_the_page_runs(code, place, caplog):
     exec(code.replace("<path of the clone>", str(ROOT)), {})
+    assert "has no decoder that fits" not in caplog.text
     if "bird_reconstructed.png" in code:
         assert Image.open(place / "bird_reconstructed.png").height > 32
 
@@ -96,9 +101,16 @@ def test_command_of_the_page_runs(line, place, monkeypatch, capsys):
     program, script, *words = shlex.split(line)
     assert (program, script) == ("python", "inference.py")
     code, out, err = command(monkeypatch, capsys, *words)
-    assert (code, err) == (0, "") and out
+    assert code == 0 and out and [line for line in err.splitlines() if "has no decoder that fits" not in line] == []
     targets = [words[i + 1] for i, word in enumerate(words) if word in ("--features", "--reconstruct")]
     assert all((place / target).is_file() for target in targets)
+
+
+def test_file_of_an_encoder_alone_reconstructs_nothing(place, monkeypatch, capsys):
+    """The page must not ask it to."""
+    assert "the file holds the encoder alone" in zoo.find(ENCODER_ALONE).note
+    code, _, err = command(monkeypatch, capsys, "--model", ENCODER_ALONE, "bird.jpg", "--reconstruct", "x.png")
+    assert code == 2 and "has no decoder" in err
 
 
 def test_page_shows_python_and_commands():
@@ -134,6 +146,46 @@ def test_list_shows_the_models_that_match(monkeypatch, capsys):
     assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models("simmim_vit")
 
 
+def test_list_shows_the_models_of_a_task(monkeypatch, capsys):
+    _, out, _ = command(monkeypatch, capsys, "--list", "simmim_vit", "--task", "pretrain")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == zoo.list_models("simmim_vit", "pretrain")
+
+
+@pytest.mark.parametrize("flag", ["--features", "--reconstruct"])
+def test_interrupted_write_leaves_no_file(flag, place, monkeypatch, capsys):
+    def half(*_, **__):
+        (place / f".{os.getpid()}.x{ending}").write_bytes(b"half")
+        raise OSError("no space left")
+
+    ending = {"--features": ".npz", "--reconstruct": ".png"}[flag]
+    monkeypatch.setattr(np, "savez", half)
+    monkeypatch.setattr(Image.Image, "save", half)
+    before = sorted(path.name for path in place.iterdir())
+    code, out, err = command(monkeypatch, capsys, "--model", RELEASED[1], "bird.jpg", flag, f"x{ending}")
+    assert (code, out) == (2, "") and "no space left" in err
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_flags_reach_get_model(place, monkeypatch, capsys):
+    asked = []
+
+    def get_model(*arguments, **settings):
+        asked.append((arguments, settings))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(inference, "get_model", get_model)
+    flags = ["--weights-dir", "there", "--task", "classification", "--classes", "data", "--device", "cuda:1"]
+    command(monkeypatch, capsys, "--model", RELEASED[0], "bird.jpg", *flags, "--opts", "MODEL.DROP_RATE", "0.5")
+    assert asked == [((RELEASED[0], True, "cuda:1", "there", "classification", "data"), {"MODEL.DROP_RATE": "0.5"})]
+
+
+def test_missing_image_and_target_are_said_before_a_model_is_made(place, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "get_model", lambda *_, **__: pytest.fail("a model was made"))
+    for words in (["none.jpg"], ["bird.jpg", "--features", "none/x.npz"], ["bird.jpg", "--reconstruct", "x.xyz"]):
+        code, _, err = command(monkeypatch, capsys, "--model", RELEASED[1], "--features", "y.npz", *words)
+        assert code == 2 and err.startswith("error: ")
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--model", "simmim_swin_bas", "bird.jpg"], "model 'simmim_swin_bas' is unknown. Did you mean"),
     (["--model", RELEASED[0]], "nothing to do: pass --model"),
@@ -148,7 +200,19 @@ def test_list_shows_the_models_that_match(monkeypatch, capsys):
     (["--model", "recipes/simmim_swin_classification.yaml", "bird.jpg"], "is a recipe, which has none"),
     (["--model", RELEASED[0], "bird.jpg", "--output", "map"], "--output map says nothing without --features"),
     (["--model", RELEASED[1], "bird.jpg", "--mask-ratio", "0.5"], "--mask-ratio 0.5 says nothing without --reconstruct"),
-    (["--model", RELEASED[1], "bird.jpg", "--json", "--features", "x.npz"], "--json prints predictions"),
+    (["--model", RELEASED[1], "bird.jpg", "--json", "--features", "x.npz"], "--json is for predictions"),
+    (["--model", RELEASED[1], "bird.jpg", "--topk", "3", "--features", "x.npz"], "--topk 3 is for predictions"),
+    (["--model", RELEASED[0], "bird.jpg", "--classes", "data", "--features", "x.npz"], "--classes data is for predictions"),
+    (["--model", RELEASED[0], "bird.jpg", "--seed", "0"], "--seed 0 says nothing without --reconstruct"),
+    (["--model", RELEASED[1], "bird.jpg", "--reconstruct", "x.png", "--batch-size", "2"], "--batch-size 2 says nothing to"),
+    (["--model", RELEASED[0], "bird.jpg", "--batch-size", "0"], "batch_size=0 must be at least 1"),
+    (["--model", RELEASED[1], "bird.jpg", "--features", "none/x.npz"], "none is no folder that can be written to"),
+    (["--model", RELEASED[1], "bird.jpg", "--reconstruct", "x.xyz"], "--reconstruct x.xyz must end in .png"),
+    (["--model", RELEASED[0], "https://a.org/b.jpg"], "https://a.org/b.jpg is an address, and images are not downloaded"),
+    (["--model", "run/ckpt_best.pth", "bird.jpg"], "run/ckpt_best.pth is a checkpoint, which does not tell what to build"),
+    (["--list", "--json"], "--list takes a pattern and --task alone: leave out json"),
+    (["--list", "xyz", "--model", RELEASED[0]], "--list takes a pattern and --task alone: leave out model"),
+    (["--list", "--task", "probe"], "task='probe' is unknown"),
     (["--model", RELEASED[0], "bird.jpg", "--reconstruct", "x.png"], "reconstructs nothing"),
     (["--list", "xyz"], "no model is named like 'xyz'")])
 def test_mistake_is_one_line(words, message, place, monkeypatch, capsys):

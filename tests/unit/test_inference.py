@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import inference
 from config import image_size, load_config, with_values
 from data.datasets import ImageDataset
-from data.transforms import eval_transform
+from data.transforms import eval_transform, heldout_transform
 from engine import evaluate
 from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
 from models import build_model, zoo
+from models.layouts import write_layout
 from models.probe import build_probe
-from models.recipes import Recipe, task_of
+from models.recipes import Recipe, open_recipe, task_of
 from tests.contracts.tiny import CASES, CLASSES, ENCODER_CASES, build, make_config, make_images
 from utils.precision import build_precision
 
@@ -172,6 +174,8 @@ def test_picture_of_sixteen_bits_is_scaled(swin):
     (np.zeros((8, 8, 3)), "array of float64, expected uint8"),
     (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
     (torch.zeros(8, 8), r"float tensor of shape \(8, 8\)"),
+    (torch.zeros(8, 16, 3), r"float tensor of shape \(8, 16, 3\), expected \(3, H, W\)"),
+    (torch.zeros(8, 16, 3, dtype=torch.uint8), r"tensor of torch.uint8 and shape \(8, 16, 3\)"),
     (torch.zeros(3, 8, 8, dtype=torch.int64), "tensor of torch.int64"),
     (b"no image", r"image 0 \(8 bytes\) can't be read"),
     (3.5, "image 0 is float, expected a path"),
@@ -186,6 +190,15 @@ def test_missing_file_and_folder_are_refused(swin, tmp_path):
         inference_model(swin, tmp_path / "none.png")
     with pytest.raises(ValueError, match="is a folder"):
         inference_model(swin, tmp_path)
+    with pytest.raises(ValueError, match="https://a.org/b.png is an address"):
+        inference_model(swin, "https://a.org/b.png")
+
+
+def test_missing_file_is_said_before_the_first_image_is_read(swin, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "_run", lambda *_: pytest.fail("images were read"))
+    for function in (inference_model, extract_feat):
+        with pytest.raises(FileNotFoundError, match="none.png"):
+            function(swin, [np.zeros((8, 8, 3), np.uint8), tmp_path / "none.png"])
 
 
 def test_tensors_of_different_sizes_are_refused(swin):
@@ -231,6 +244,21 @@ def test_another_number_of_names_and_a_missing_file_are_refused(swin, paths):
         inference_model(swin, paths[0], classes=NAMES[:4])
 
 
+@pytest.mark.parametrize("classes", [dict(enumerate(NAMES)), set(NAMES)], ids=["dict", "set"])
+def test_names_without_an_order_are_refused(classes, swin, paths):
+    with pytest.raises(ValueError, match=f"classes= is a {type(classes).__name__}: pass a list"):
+        inference_model(swin, paths[0], classes=classes)
+
+
+def test_file_of_names_may_begin_with_a_mark_and_must_be_text(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(NAMES), encoding="utf-8-sig")  # as some editors do
+    assert get_model(FINETUNE, num_classes=5, classes=path).recipe.classes == NAMES
+    path.write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names\.txt \(--classes\) is not a text file in UTF-8"):
+        get_model(FINETUNE, num_classes=5, classes=path)
+
+
 def test_features_may_take_part_in_training(swin, paths):
     (features,) = extract_feat(swin, paths)
     head = torch.nn.Linear(features.shape[1], 2)
@@ -258,6 +286,14 @@ def test_training_mode_does_not_change_the_prediction(paths):
 
 
 # ---- reconstructions ----------------------------------------------------------------------------------------------
+
+def test_reconstruction_is_prepared_as_held_out_images_are(mae, paths):
+    """Not as those of a classifier, which are resized in another way."""
+    with Image.open(paths[0]) as picture:
+        prepared = heldout_transform(mae.recipe.config)(picture)
+        assert not torch.equal(prepared, eval_transform(mae.recipe.config)(picture))
+    assert reconstruct(mae, paths[0]).tobytes() == reconstruct(mae, prepared).tobytes()
+
 
 def test_given_mask_hides_what_it_says(mae, paths):
     config = mae.recipe.config
@@ -357,6 +393,7 @@ def test_settings_are_changed_by_word_or_key():
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"num_clases": 7}, "keyword='num_clases' is unknown.*Did you mean 'num_classes'"),
     ({"MODEL.NUM_CLASES": 7}, "closest valid key is MODEL.NUM_CLASSES"),
+    ({"num_classes": 7, "MODEL.NUM_CLASSES": 5}, "MODEL.NUM_CLASSES is given twice"),
     ({"img_size": 65}, "does not divide DATA.IMG_SIZE"),
     ({"window_size": 7}, "unknown key 'MODEL.VIT.WINDOW_SIZE'")])
 def test_setting_that_does_not_fit_is_refused(overrides, message):
@@ -383,6 +420,12 @@ def test_head_for_other_classes_is_random_and_said_so(swin, tmp_path, caplog, pa
         inference_model(recipe, paths[0], pretrained=weights)
 
 
+def test_name_of_a_classifier_is_no_pretraining_model():
+    """Its recipe has no MODEL.METHOD: the default one would be built, whatever the name says."""
+    with pytest.raises(ValueError, match="mae_vit_base_1600ep_ft224 is a classifier.*list_models"):
+        get_model("mae_vit_base_ft", task="pretrain")
+
+
 def test_recipe_has_no_released_weights(paths):
     with pytest.raises(ValueError, match="is a recipe, which has none"):
         inference_model(FINETUNE, paths[0])
@@ -400,11 +443,52 @@ def test_built_model_takes_no_weights_and_needs_a_recipe(swin, paths):
     assert inference_model(bare, paths[0])["pred_scores"].shape == (CLASSES,)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
-def test_device_that_is_not_there_is_refused(device, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=rf"device='?{device}'? \(--device\)"):
+@pytest.mark.parametrize(("device", "name", "count"), [
+    ("gpu", "'gpu'", 0), ("cuda", "cuda", 0), ("cuda:1", "cuda:1", 1), (torch.device("cuda", 0), "cuda:0", 0)])
+def test_device_that_is_not_there_is_refused(device, name, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ValueError, match=rf"device={name} \(--device\)"):
         get_model(FINETUNE, device=device)
+
+
+def test_device_zero_is_not_taken_for_none(paths, monkeypatch):
+    """0 is the first accelerator of torch, e.g. cuda:0."""
+    asked = []
+    monkeypatch.setattr(inference, "_device", lambda device: asked.append(device) or CPU)
+    get_model(FINETUNE, device=0)
+    inference_model(FINETUNE, paths[0], device=0, pretrained=False)
+    assert asked == [0, 0]
+
+
+def test_weights_are_looked_for_before_a_model_is_built(monkeypatch, tmp_path):
+    """Building a large model takes minutes; that its file is missing should not."""
+    monkeypatch.setenv("SIMMIM_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(inference, "build", lambda recipe: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match="put it at"):
+        get_model("mixmim_base", pretrained=True)
+
+
+def test_what_is_no_model_is_refused(swin):
+    with pytest.raises(ValueError, match="a SwinTransformer was given as the model"):
+        get_model(swin)
+    with pytest.raises(ValueError, match="output/ckpt_best.pth is a checkpoint.*pretrained=output/ckpt_best.pth"):
+        get_model("output/ckpt_best.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_model_that_was_cast_takes_images(dtype, paths):
+    model = get_model(FINETUNE, num_classes=5)
+    (expected,) = extract_feat(model, paths)
+    (features,) = extract_feat(model.to(dtype), paths)
+    assert features.dtype == torch.float32 and 0 < (features - expected).abs().max() < 0.1
+    assert inference_model(model, paths[0])["pred_scores"].dtype == np.float32
+    assert reconstruct(get_model(PRETRAIN).to(dtype), paths[0]).size
+
+
+def test_compiled_model_has_every_feature(paths):
+    model = get_model(FINETUNE)
+    expected = extract_feat(model, paths, "map")[0]
+    assert torch.equal(extract_feat(torch.compile(model, backend="eager"), paths, "map")[0], expected)
 
 
 def test_probe_predicts_with_its_own_head(tmp_path, paths):
@@ -422,10 +506,41 @@ def test_probe_predicts_with_its_own_head(tmp_path, paths):
     assert not model.recipe.lacks("head.") and get_model(recipe, saved(probe, tmp_path), num_classes=6).recipe.lacks("head.")
 
 
+def test_probe_of_mmpretrain_predicts_with_its_head(tmp_path):
+    """Its linear classifiers are a ViT, a ClsBatchNormNeck and a VisionTransformerClsHead."""
+    recipe = ROOT / "configs/demo/linprobe__vit_nano__img64.yaml"
+    settings = opts_of({"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SHARED_RPB": False, "PROBE.LAYER": "last"})
+    probe = build_probe(load_config(recipe, settings), 5).eval()
+    own, names = probe.state_dict(), {"0": "neck.bn", "1": "head.layers.head"}
+    weights, *_ = write_layout({f"encoder.{name}": own[name] for name in own if not name.startswith("head.")}, "mmpretrain")
+    for name, value in probe.head.state_dict().items():
+        layer, _, part = name.partition(".")
+        weights[f"{names[layer]}.{part}"] = value.uniform_(0.1, 2) if value.is_floating_point() else value
+    torch.save({"state_dict": weights}, tmp_path / "linear.pth")
+    model = get_model(recipe, tmp_path / "linear.pth", num_classes=5, **dict(zip(settings[::2], settings[1::2], strict=True)))
+    assert not model.recipe.lacks("head.")
+    images = make_images(model.recipe.config)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[0], probe(images)[0])
+
+
 # ---- released models ----------------------------------------------------------------------------------------------
 
 def test_names_are_those_of_the_zoo():
     assert list_models("simmim_vit*", task="pretrain") == zoo.list_models("simmim_vit*", task="pretrain") != []
+
+
+@pytest.mark.parametrize(("name", "task"), [
+    ("pixmim_vit_base", "pretrain"), ("pixmim_vit_base_ft", "classification"), ("pixmim_vit_base_linear", "probe")])
+def test_name_tells_the_task(name, task):
+    assert open_recipe(name)[0].task == task
+
+
+def test_name_has_its_settings_beside_the_recipe_also_with_others():
+    entry = zoo.find("mae_vit_huge_1600ep_ft448_mmpretrain")
+    assert entry.opts == ("TEST.CROP", True) and not load_config(ROOT / entry.config).TEST.CROP
+    for overrides in (None, {"num_classes": 7}):
+        assert open_recipe(entry.name, overrides=overrides)[0].config.TEST.CROP
 
 
 def test_released_weights_are_read_from_their_folder(tmp_path, monkeypatch, paths):

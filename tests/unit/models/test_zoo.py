@@ -122,6 +122,12 @@ def test_model_hub_of_swinv2_is_complete():
     assert all(entry.top1 for entry in hub if entry.task == "classification")
 
 
+def test_models_of_mmpretrain_see_the_middle_of_an_image():
+    """Its test pipelines resize the short side to 8/7 of the size and crop the centre, at 448 px as well."""
+    assert names_where(lambda entry: entry.config and entry.task == "classification" and entry.source == "mmpretrain 1.2"
+                       and not load_config(REPOSITORY / entry.config, entry.opts).TEST.CROP) == []
+
+
 # ---- names --------------------------------------------------------------------------------------------------------
 
 def length(entry):
@@ -169,6 +175,11 @@ def test_pattern_of_the_list_is_a_shell_one_and_finds_aliases_where_no_name_matc
 def test_list_of_an_unknown_task_says_which_there_are():
     with pytest.raises(ValueError, match="task='pretraining' is unknown; valid: classification, pretrain.*'pretrain'"):
         zoo.list_models(task="pretraining")
+
+
+def test_pattern_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match="is list, expected one text"):
+        zoo.list_models(["mae*"])
 
 
 def test_aliases_lead_to_the_same_entry():
