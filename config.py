@@ -201,7 +201,8 @@ _C.PROBE.KNN_K = [10, 20, 100]          # numbers of neighbours
 _C.PROBE.TEMPERATURE = 0.07             # of their votes, exp(cosine similarity / temperature)
 
 _C.TEST = CfgNode()
-_C.TEST.CROP = True                     # resize to 256/224 of the size, then centre crop; False: resize only
+_C.TEST.CROP = True                     # resize the short side, then centre crop; False: squeeze the image to the size
+_C.TEST.CROP_RATIO = 0.875              # + side of the crop as a share of the resized short side: 224 of 256; 1.0 = no margin
 
 _C.AMP_OPT_LEVEL = ""                   # O0 fp32 | O1 mixed precision | O2 = O1 | "" = O1 on CUDA, O0 elsewhere
 _C.AMP_BACKEND = "native"               # + native (torch.amp) | apex (an apex that still has apex.amp)
@@ -250,7 +251,7 @@ _RANGES = {  # key: (lowest, highest) allowed, None = open; NaN is refused
     "MODEL.PIXMIM.CUTOFF_RADIUS": (0, None), "TRAIN.LR_SCALE_BATCH": (1, None),
     "SEED": (0, None), "LOCAL_RANK": (0, None), "MODEL.SWIN.MLP_RATIO": (1e-3, None),
     "MODEL.SWINV2.MLP_RATIO": (1e-3, None), "MODEL.VIT.MLP_RATIO": (1e-3, None),
-    "AUG.REPROB": (0, 1), "AUG.MIXUP": (0, None), "AUG.CUTMIX": (0, None), "AUG.MIXUP_PROB": (0, 1),
+    "TEST.CROP_RATIO": (0.05, 1), "AUG.REPROB": (0, 1), "AUG.MIXUP": (0, None), "AUG.CUTMIX": (0, None), "AUG.MIXUP_PROB": (0, 1),
     "AUG.MIXUP_SWITCH_PROB": (0, 1), "AUG.COLOR_JITTER": (0, None), "TRAIN.WARMUP_LR": (0, None),
     "TRAIN.MIN_LR": (0, None), "TRAIN.CLIP_GRAD": (0, None),
     "TRAIN.OPTIMIZER.EPS": (0, None), "TRAIN.OPTIMIZER.MOMENTUM": (0, 0.9999),

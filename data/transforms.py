@@ -139,12 +139,12 @@ def probe_transform(config):
 
 
 def eval_transform(config):
-    """Resize the short side to 256/224 of the size and crop the centre; without TEST.CROP resize only."""
+    """Resize so that the size is TEST.CROP_RATIO of the short side, and crop the centre; without TEST.CROP resize only."""
     mean, std = pixel_statistics(config)
     size, interpolation = image_size(config), InterpolationMode(config.DATA.INTERPOLATION)
     if config.TEST.CROP and max(size) > 32:
-        shape = [transforms.Resize(int(256 / 224 * max(size)) if size[0] == size[1] else
-                                   tuple(int(256 / 224 * side) for side in size), interpolation=interpolation),
+        larger = tuple(int(side / config.TEST.CROP_RATIO) for side in size)
+        shape = [transforms.Resize(larger[0] if size[0] == size[1] else larger, interpolation=interpolation),
                  transforms.CenterCrop(size)]
     else:
         shape = [transforms.Resize(size, interpolation=interpolation)]

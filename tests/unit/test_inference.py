@@ -538,9 +538,9 @@ def test_name_tells_the_task(name, task):
 
 def test_name_has_its_settings_beside_the_recipe_also_with_others():
     entry = zoo.find("mae_vit_huge_1600ep_ft448_mmpretrain")
-    assert entry.opts == ("TEST.CROP", True) and not load_config(ROOT / entry.config).TEST.CROP
+    assert entry.opts == ("TEST.CROP_RATIO", 0.875) and load_config(ROOT / entry.config).TEST.CROP_RATIO == 1.0
     for overrides in (None, {"num_classes": 7}):
-        assert open_recipe(entry.name, overrides=overrides)[0].config.TEST.CROP
+        assert open_recipe(entry.name, overrides=overrides)[0].config.TEST.CROP_RATIO == 0.875
 
 
 def test_released_weights_are_read_from_their_folder(tmp_path, monkeypatch, paths):

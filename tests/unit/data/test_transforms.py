@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from config import pixel_statistics
+from config import load_config, pixel_statistics
 from data.transforms import (
     eval_transform,
     finetune_transform,
@@ -36,6 +36,19 @@ def test_evaluation_resizes_the_short_side_to_256_of_224_and_crops(size, short_s
     transform, picture = eval_transform(config_of(size)), Image.new("RGB", (600, 400))
     assert resized_to(transform, picture) == (short_side, int(short_side * 600 / 400))
     assert transform(picture).shape == (3, size, size)
+
+
+@pytest.mark.parametrize(("size", "ratio", "short_side"), [(448, 1.0, 448), (448, 0.875, 512), (384, 0.9, 426)])
+def test_evaluation_keeps_the_shape_of_an_image_with_any_margin(size, ratio, short_side):
+    transform, picture = eval_transform(config_of(size, **{"TEST.CROP_RATIO": ratio})), Image.new("RGB", (600, 400))
+    assert resized_to(transform, picture) == (short_side, int(short_side * 600 / 400))
+    assert transform(picture).shape == (3, size, size)
+
+
+def test_evaluation_has_the_margin_of_the_official_formula_at_every_size():
+    """Its whole number is that of 256 / 224 times the size."""
+    sizes = range(33, 700)
+    assert [int(size / load_config().TEST.CROP_RATIO) for size in sizes] == [int(256 / 224 * size) for size in sizes]
 
 
 def test_evaluation_crop_is_centred():
