@@ -52,6 +52,7 @@ class Report:
         missing: left as initialised, in the model's naming.
         unexpected: not used, in the naming of our models without `encoder.`.
         notes: what a reader should not have to find out from the names.
+        classes: names of the classes that the file was trained on, where it keeps them.
     """
     path: str
     source: str
@@ -60,6 +61,7 @@ class Report:
     missing: list = field(default_factory=list)
     unexpected: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    classes: list = field(default_factory=list)
 
     def __str__(self):
         parts = [f"{len(self.matched)} tensors matched", f"{len(self.resized)} of them resized"]
@@ -88,7 +90,7 @@ def load_pretrained(model, path):
                          f"Its entries are {', '.join(map(str, list(content)[:6])) or 'none'}.")
     encoder = model if isinstance(model, Encoder) else model.encoder
     source = recognise(weights, encoder, path)
-    report = Report(str(path), source.name)
+    report = Report(str(path), source.name, classes=list(content.get("classes") or []))
     weights = source.convert(weights)
     _load_encoder(encoder, {name.removeprefix("encoder."): value for name, value in weights.items()
                             if name.startswith("encoder.")}, report)

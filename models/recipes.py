@@ -145,13 +145,15 @@ def _settings(overrides, config):
 def load_into(model, recipe, path):
     """Load a checkpoint into a built model; `recipe.report` then tells what became of it. A probe gets its head as well.
 
-    Parts that stay random are said in a warning.
+    The names of the classes are the file's, where it keeps some for this head and none were given. Parts that stay random are said in a warning.
     Raises: as models.pretrained.load_pretrained.
     """
     is_probe = isinstance(model, LinearProbe)
     report = recipe.report = load_pretrained(model.encoder if is_probe else model, path)
     if is_probe:
         _load_head(model, report)
+    if recipe.classes is None and len(report.classes) == recipe.config.MODEL.NUM_CLASSES and not recipe.lacks("head."):
+        recipe.classes = report.classes
     if recipe.lacks("head."):
         log.warning("%s has no head for %d classes: the head of the model is random, its predictions mean nothing before it is "
                     "trained", path, recipe.config.MODEL.NUM_CLASSES)

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
     run.mkdir(parents=True)
     config = load_config(root / "recipes" / "simmim_swin_classification.yaml", ["MODEL.NUM_CLASSES", 5])
     (run / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    torch.save({"model": get_model(run / "config.yaml").state_dict()}, run / "ckpt_best.pth")
+    torch.save({"model": get_model(run / "config.yaml").state_dict(), "classes": list("abcde")}, run / "ckpt_best.pth")
     return root
 
 

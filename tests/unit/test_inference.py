@@ -237,6 +237,16 @@ def test_classes_come_from_a_file_or_the_data_folder(paths, tmp_path):
         assert get_model(tiny_config("vit"), task="classification", classes=classes).recipe.classes == NAMES
 
 
+@pytest.mark.parametrize(("kept", "given", "known"), [
+    (NAMES, None, NAMES), (NAMES, NAMES[::-1], NAMES[::-1]), (NAMES[:3], None, None), (None, None, None)])
+def test_classes_are_those_that_the_checkpoint_keeps_unless_others_are_given(kept, given, known, tmp_path):
+    config = make_config("swin", "plain")
+    content = {"model": build(config, is_pretrain=False).state_dict(), **({"classes": kept} if kept else {})}
+    torch.save(content, tmp_path / "ckpt_best.pth")
+    model = get_model(config, tmp_path / "ckpt_best.pth", task="classification", classes=given)
+    assert model.recipe.classes == known
+
+
 def test_another_number_of_names_and_a_missing_file_are_refused(swin, paths):
     with pytest.raises(FileNotFoundError, match="classes=none.txt .--classes. does not exist"):
         inference_model(swin, paths[0], classes="none.txt")
