@@ -145,7 +145,8 @@ def _settings(overrides, config):
 def load_into(model, recipe, path):
     """Load a checkpoint into a built model; `recipe.report` then tells what became of it. A probe gets its head as well.
 
-    The names of the classes are the file's, where it keeps some for this head and none were given. Parts that stay random are said in a warning.
+    The names of the classes are the file's, where it keeps some for this head and none were given. Parts that stay random
+    are said in a warning.
     Raises: as models.pretrained.load_pretrained.
     """
     is_probe = isinstance(model, LinearProbe)
