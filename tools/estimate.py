@@ -59,6 +59,9 @@ RESERVE = 1.15
 def main():
     args = parse_arguments()
     config = load_config(args.cfg, args.opts)
+    if args.stage is None and "linprobe" in config.MODEL.NAME:
+        raise ValueError(f"{args.cfg} is a linear probe: it trains a head on features, and its encoder costs one forward pass, "
+                         f"see tools/flops.py. For training of the encoder pass --pretrain or --finetune.")
     is_pretrain = "finetune" not in config.MODEL.NAME if args.stage is None else args.stage == "pretrain"
     compute, memory = count_model(config, is_pretrain)
     rate = images_per_second(args, compute)

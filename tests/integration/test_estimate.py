@@ -158,6 +158,7 @@ def test_hours_follow_from_an_assumed_share_of_the_peak():
     (["--peak-tflops", 100], "--peak-tflops needs --utilization"),
     (["--images", 100, "--gpus", 64], "--images 100 are less than one batch"),
     (["--opts", "MODEL.TYPE", "swim"], "MODEL.TYPE='swim' is unknown"),
+    (["--opts", "MODEL.NAME", "linprobe"], "is a linear probe"),
     (["--finetune", "--opts", "TRAIN.OPTIMIZER.NAME", "lion"], "TRAIN.OPTIMIZER.NAME='lion' is unknown")])
 def test_error_is_one_line(arguments, message):
     result = estimate("--cfg", DEMO, *arguments)
