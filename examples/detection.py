@@ -24,7 +24,7 @@ from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
 from config import pixel_statistics  # noqa: E402
 from examples.pyramid import Pyramid, load_encoder  # noqa: E402
 from examples.shapes import SHAPES, draw_scene  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import positive, run  # noqa: E402
 
 RECIPE = ROOT / "configs/demo/simmim_pretrain__swin_nano__img64.yaml"
 CHANNELS = 64
@@ -44,8 +44,8 @@ def parse_arguments():
     parser.add_argument("--cfg", default=RECIPE, metavar="FILE", help="recipe of the encoder (default: a small Swin)")
     parser.add_argument("--pretrained", default="", metavar="FILE", help="checkpoint of the encoder")
     parser.add_argument("--size", type=int, default=128, help="pixels per side of the images (default: 128)")
-    parser.add_argument("--steps", type=int, default=60, help="of training (default: 60)")
-    parser.add_argument("--batch-size", type=int, default=4, help="images of a step (default: 4)")
+    parser.add_argument("--steps", type=positive(int), default=60, help="of training (default: 60)")
+    parser.add_argument("--batch-size", type=positive(int), default=4, help="images of a step (default: 4)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW (default: 1e-3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: E402
 from config import image_size, pixel_statistics  # noqa: E402
 from examples.pyramid import StageMaps, load_encoder  # noqa: E402
 from examples.shapes import SHAPES, class_map, draw_scene  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import positive, run  # noqa: E402
 
 RECIPE = ROOT / "configs/demo/simmim_pretrain__swin_nano__img64.yaml"
 CHANNELS = 64
@@ -77,8 +77,8 @@ def parse_arguments():
     parser.add_argument("--pretrained", default="", metavar="FILE", help="checkpoint of the encoder")
     parser.add_argument("--freeze", action="store_true", help="train the head only")
     parser.add_argument("--size", type=int, default=128, help="pixels per side of the images (default: 128)")
-    parser.add_argument("--steps", type=int, default=120, help="of training (default: 120)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images of a step (default: 8)")
+    parser.add_argument("--steps", type=positive(int), default=120, help="of training (default: 120)")
+    parser.add_argument("--batch-size", type=positive(int), default=8, help="images of a step (default: 8)")
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: 2e-3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")

@@ -28,7 +28,7 @@ from models.mixmim_encoder import BLOCKED  # noqa: E402
 from models.swin import keep_apart  # noqa: E402
 from optimizer import build_optimizer  # noqa: E402
 from utils import distributed  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import positive, run  # noqa: E402
 from utils.meters import peak_memory_mb  # noqa: E402
 from utils.precision import build_precision  # noqa: E402
 from utils.seeding import rng_for, seed_globals  # noqa: E402
@@ -40,18 +40,18 @@ def main():
     step = commands.add_parser("step", help="images/s and peak memory of the training step")
     step.add_argument("--cfg", nargs="+", required=True, help="recipes to compare; the first is the baseline of the ratios")
     step.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings for all of them")
-    step.add_argument("--batch-size", type=int, help="images a step (default: each recipe's DATA.BATCH_SIZE)")
+    step.add_argument("--batch-size", type=positive(int), help="images a step (default: each recipe's DATA.BATCH_SIZE)")
     step.add_argument("--amp-opt-level", choices=("O0", "O1", "O2"), help="default: each recipe's")
     step.add_argument("--stage", choices=("auto", "pretrain", "finetune"), default="auto",
                       help="what to train; auto: fine-tuning where MODEL.NAME says finetune")
-    step.add_argument("--rounds", type=int, default=20, help="timed steps of each (default: %(default)s)")
+    step.add_argument("--rounds", type=positive(int), default=20, help="timed steps of each (default: %(default)s)")
     step.add_argument("--warmup", type=int, default=3, help="untimed steps of each (default: %(default)s)")
     step.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     mixing = commands.add_parser("mixing", help="what it costs MixMIM's attention to keep two images apart")
     mixing.add_argument("--cfg", required=True, help="pre-training recipe of MixMIM")
     mixing.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
-    mixing.add_argument("--batch-size", type=int, help="images (default: the recipe's DATA.BATCH_SIZE)")
-    mixing.add_argument("--rounds", type=int, default=20, help="timed rounds (default: %(default)s)")
+    mixing.add_argument("--batch-size", type=positive(int), help="images (default: the recipe's DATA.BATCH_SIZE)")
+    mixing.add_argument("--rounds", type=positive(int), default=20, help="timed rounds (default: %(default)s)")
     args = parser.parse_args()
     {"step": benchmark_step, "mixing": benchmark_mixing}[args.command](args)
 

@@ -36,7 +36,7 @@ from torch.nn import functional as F  # noqa: E402
 from config import encoder_config, image_size, images_per_step, load_config, scaled_config  # noqa: E402
 from data.masks import build_mask_generator  # noqa: E402
 from models import build_model  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import positive, run  # noqa: E402
 from utils.costs import (  # noqa: E402
     AsOnCuda,
     empty_copies,
@@ -91,16 +91,6 @@ def parse_arguments():
     stage.add_argument("--finetune", dest="stage", action="store_const", const="finetune")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args()
-
-
-def positive(kind):
-    def parse(text):
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-    parse.__name__ = kind.__name__  # argparse names it where the text is no number
-    return parse
 
 
 def images_per_second(args, compute):

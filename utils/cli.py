@@ -1,6 +1,7 @@
 """Command line of the mains: the flags of the official SimMIM, and errors as one line."""
 import argparse
 import logging
+import math
 import os
 import sys
 import traceback
@@ -22,6 +23,17 @@ SWITCHES = {
     "--eval": ("EVAL_MODE", "evaluate and stop"),
     "--throughput": ("THROUGHPUT_MODE", "measure inference throughput and stop"),
 }
+
+
+def positive(kind):
+    """A type for argparse: int or float above 0, and finite."""
+    def parse(text):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    return parse
 
 
 def parse_arguments(description, argv=None, flags=None, switches=None):

@@ -1,8 +1,10 @@
 """Flags of the mains, and errors as one line."""
+import argparse
+
 import pytest
 
 from config import load_config
-from utils.cli import parse_arguments, run
+from utils.cli import parse_arguments, positive, run
 
 
 def config_of(*words):
@@ -98,3 +100,15 @@ def test_end_without_error_is_code_0_and_interruption_130(capsys):
         raise KeyboardInterrupt
 
     assert outcome(lambda: None, capsys)[0] == 0 and outcome(interrupted, capsys)[0] == 130
+
+
+@pytest.mark.parametrize(("kind", "text", "message"), [
+    (int, "0", "0 is not above 0"), (int, "-3", "-3 is not above 0"), (float, "nan", "nan is not above 0"),
+    (float, "inf", "inf is not above 0"), (int, "1.5", "invalid int value")])
+def test_positive_number_refuses_others(kind, text, message, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--number", type=positive(kind))
+    assert parser.parse_args(["--number", "2"]).number == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--number", text])
+    assert message in capsys.readouterr().err
