@@ -25,7 +25,8 @@ CONVERTED = set("""
 SUMMED = {"cumprod", "cumsum", "log_softmax", "norm", "prod", "softmax", "sum"}  # these have a float32 result of their own
 MATRIX_KINDS = ("conv", "linear", "matmul")  # what torch counts; the rest of forward_costs is mmpretrain's
 KINDS = {"convolution": "conv", "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul",
-         "native_layer_norm": "layer_norm", "native_batch_norm": "batch_norm"}
+         "native_layer_norm": "layer_norm", "native_batch_norm": "batch_norm",
+         "_native_batch_norm_legit_no_training": "batch_norm"}
 ALIGNMENT = 16  # fused attention pads the rows of its bias to a multiple of so many elements
 
 
@@ -162,7 +163,9 @@ def forward_costs(compute):
         without scale. Nothing for softmax, activation functions, sums, products and means.
     Source: the rules of mmpretrain's tools/analysis_tools/get_flops.py, which are those of fvcore.
     """
-    norms = {torch.ops.aten.native_layer_norm: _layer_norm_cost, torch.ops.aten.native_batch_norm: _batch_norm_cost}
+    aten = torch.ops.aten
+    norms = {aten.native_layer_norm: _layer_norm_cost, aten.native_batch_norm: _batch_norm_cost,
+             aten._native_batch_norm_legit_no_training: _batch_norm_cost}  # what torch 2.6 makes of it first
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=norms) as counter:
         compute()
     costs = {}

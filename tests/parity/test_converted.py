@@ -192,7 +192,8 @@ def assert_close(case, actual, expected):
 def test_other_model_computes_the_same_with_our_weights(case):
     model, other = case.model(), case.other()
     weights, _, _ = write_layout(read_layout(model.state_dict(), case.name)[0], case.layout)
-    other.load_state_dict(weights, strict=True)
+    missing, unexpected = other.load_state_dict(weights, strict=False)
+    assert unexpected == [] and [name for name in missing if not name.endswith("position_index")] == []  # stored by older timm
     assert_close(case, case.run_other(other, case.images), case.run(model, case.images))
 
 

@@ -147,7 +147,7 @@ def test_resized_position_table_matches(case):
     _, tensors = load_mim("mae_posembed_interp")
     source, target = (int(side) for side in case.split("to"))
     resized = resize_position_embedding(tensors[f"interp/{case}/in"], (source, source), (target, target), num_extra=1)
-    torch.testing.assert_close(resized, tensors[f"interp/{case}/out"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(resized, tensors[f"interp/{case}/out"], atol=2e-6, rtol=0)  # 1e-6 with the torch of the record
 
 
 @pytest.fixture(params=["official names", "our names"])
