@@ -32,6 +32,7 @@ from utils.cli import run  # noqa: E402
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_FILE = 2 ** 31 - 2 ** 24  # bytes of weights: an ONNX file ends at 2 GiB, what is larger has them in a second one
+LARGEST_BATCH = 2 ** 31 - 1  # torch 2.6 wants a limit
 OF_PRETRAINING = ("mask_token", "stage1_output_decode.", "stage2_output_decode.")  # in no feature, so a file may lack them
 
 
@@ -149,7 +150,7 @@ def write_onnx(model, images, path, args):
 
 
 def batch_sizes(args):
-    return ({0: torch.export.Dim("batch", min=1)},) if args.dynamic_batch else None
+    return ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if args.dynamic_batch else None
 
 
 def largest_difference(model, images, path):
