@@ -655,9 +655,14 @@ def _check_stages(config):
     for stage, heads in enumerate(stages.NUM_HEADS):
         width = stages.EMBED_DIM * 2 ** stage
         if width % heads:
-            fit = max(h for h in range(1, heads + 1) if width % h == 0)
+            fit = _fitting_heads(heads, width)
             raise ValueError(f"{section}.NUM_HEADS={stages.NUM_HEADS}: {heads} heads do not divide the {width} channels of "
                              f"stage {stage} (EMBED_DIM={stages.EMBED_DIM} x {2 ** stage}). Use e.g. {fit} heads there.")
+
+
+def _fitting_heads(heads, width):
+    """The largest number, up to `heads`, that divides the width."""
+    return max(h for h in range(1, heads + 1) if width % h == 0)
 
 
 def _check_swin(config):
@@ -728,7 +733,7 @@ def _window_problem(size, patch, windows):
 def _check_decoder(section, decoder):
     width, heads = decoder.DECODER_EMBED_DIM, decoder.DECODER_NUM_HEADS
     if width % heads:
-        fit = max(h for h in range(1, heads + 1) if width % h == 0)
+        fit = _fitting_heads(heads, width)
         raise ValueError(f"{section}.DECODER_NUM_HEADS={heads} does not divide {section}.DECODER_EMBED_DIM={width}. Use e.g. "
                          f"{fit} heads.")
     _check_sincos(f"{section}.DECODER_EMBED_DIM", width)
@@ -747,7 +752,7 @@ def _check_vit(config):
     if vit.USE_SINCOS_APE:
         _check_sincos("MODEL.VIT.EMBED_DIM", vit.EMBED_DIM)
     if vit.EMBED_DIM % vit.NUM_HEADS:
-        fit = max(h for h in range(1, vit.NUM_HEADS + 1) if vit.EMBED_DIM % h == 0)
+        fit = _fitting_heads(vit.NUM_HEADS, vit.EMBED_DIM)
         raise ValueError(f"MODEL.VIT.NUM_HEADS={vit.NUM_HEADS} does not divide MODEL.VIT.EMBED_DIM={vit.EMBED_DIM}. "
                          f"Use e.g. {fit} heads.")
     for size in image_size(config):
@@ -770,7 +775,7 @@ def _check_convmae(config):
         raise ValueError(f"{section}.EMBED_DIM={convmae.EMBED_DIM}: the {width} channels of the third stage must be a multiple "
                          f"of 4, a quarter each for sines and cosines of column and row. Use {-(-width // 4) * 4} there.")
     if width % heads:
-        fit = max(h for h in range(1, heads + 1) if width % h == 0)
+        fit = _fitting_heads(heads, width)
         raise ValueError(f"{section}.NUM_HEADS={heads} does not divide the {width} channels of the third stage of {section}."
                          f"EMBED_DIM={convmae.EMBED_DIM}. Use e.g. {fit} heads.")
     for size in image_size(config):

@@ -124,11 +124,11 @@ def test_model_hub_of_swinv2_is_complete():
 
 def test_models_of_mmpretrain_see_the_middle_of_an_image():
     """Its test pipelines resize the short side to 8/7 of the size and crop the centre, at 448 px as well."""
-    def test_of(entry):
+    def evaluation_of(entry):
         return load_config(REPOSITORY / entry.config, entry.opts).TEST
 
     assert names_where(lambda entry: entry.config and entry.task == "classification" and entry.source == "mmpretrain 1.2"
-                       and (not test_of(entry).CROP or test_of(entry).CROP_RATIO != 7 / 8)) == []
+                       and (not evaluation_of(entry).CROP or evaluation_of(entry).CROP_RATIO != 7 / 8)) == []
 
 
 # ---- names --------------------------------------------------------------------------------------------------------
