@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import encoder_config, image_size, images_per_step, run_folder, save_config
+from config import dump, encoder_config, image_size, images_per_step, run_folder, save_config
 from logger import MetricWriter, create_logger, json_line, log_to_file
 from models import build_model
 from models.build import build_sharded
@@ -92,6 +92,7 @@ class Job:
 
     Attributes:
         config: the raw config.
+        task: pretrain, finetune or probe; says which settings are written down with the run.
         device: torch.device.
         model: the plain module; `updater.model` may wrap it.
         loader: training batches, tuples of tensors; its sampler has `set_epoch`.
@@ -108,6 +109,7 @@ class Job:
         classes: names of the classes in the order of the labels; checkpoints keep them.
     """
     config: Any
+    task: str
     device: torch.device
     model: torch.nn.Module
     loader: Any
@@ -187,7 +189,7 @@ def open_run(job):
     log_to_file(job.folder, distributed.rank())
     job.metrics = MetricWriter(job.folder if distributed.rank() == 0 else None)
     if distributed.rank() == 0:
-        save_config(job.config, job.folder)
+        save_config(job.config, job.folder, job.task)
         remove_unfinished(job.folder)
     distributed.barrier()
     if is_sharded(job.model) and not os.path.exists(os.path.join(job.folder, "config.yaml")):
@@ -203,7 +205,7 @@ def announce(job, scaled, num_train, num_val):
         num_train, num_val: images; num_val may be None.
     """
     config, train = job.config, job.config.TRAIN
-    log.debug("settings:\n%s", config.dump())
+    log.debug("settings:\n%s", dump(config, job.task))
     log.debug("%s", job.model)
     parameters = sum(p.numel() for p in job.model.parameters())
     log.info("%s / %s: %.2fM parameters, %s, %s", config.MODEL.METHOD, config.MODEL.TYPE, parameters / 1e6, job.device,

@@ -4,9 +4,9 @@
   model = torch.hub.load(clone, "mae_vit_base_ft", source="local", pretrained=True)
   torch.hub.load(clone, "inference_model", model, "bird.jpg", source="local")
 
-Every name of models/zoo.py that can be built here is an entry point, and so are the functions of inference.py. The clone is
-imported under the names of its own folders: a program that has modules `config`, `data`, `models` or `utils` of its own
-can't use it this way.
+Every name of models/weights/zoo.py that can be built here is an entry point, and so are the functions of inference.py. The
+clone is imported under the names of its own folders: a program that has modules `config`, `data`, `models` or `utils` of
+its own can't use it this way.
 """
 import sys
 from pathlib import Path as _Path
@@ -32,7 +32,7 @@ def _refuse_foreign_modules():
 _refuse_foreign_modules()
 
 from inference import extract_feat, get_model, inference_model, list_models, reconstruct  # noqa: E402
-from models import zoo as _zoo  # noqa: E402
+from models.weights import zoo as _zoo  # noqa: E402
 
 __all__ = ["extract_feat", "get_model", "inference_model", "list_models", "reconstruct"]
 

@@ -25,8 +25,8 @@ from data.datasets import class_names, image_files
 from data.inputs import Preparation, as_list
 from data.masks import draw_masks
 from data.transforms import eval_transform, heldout_transform
-from models import zoo
 from models.recipes import TASKS, build, load_into, open_recipe
+from models.weights import zoo
 from utils.cli import run
 from utils.pictures import picture_grid
 from utils.precision import build_precision
@@ -42,7 +42,7 @@ DEFAULT_OUTPUTS = {"mae": "tokens", "mixmim": "pooled"}
 # ---- models -------------------------------------------------------------------------------------------------------
 
 def list_models(pattern=None, task=None):
-    """Names that get_model knows, sorted; `pattern` has shell wildcards. As models.zoo.list_models."""
+    """Names that get_model knows, sorted; `pattern` has shell wildcards. As models.weights.zoo.list_models."""
     return zoo.list_models(pattern, task)
 
 
@@ -53,7 +53,7 @@ def get_model(model, pretrained=False, device=None, weights_dir=None, task=None,
         model: name from list_models or an alias, path of a recipe, or a Config.
         pretrained: True = the released weights of that name, downloaded once; or path or https address of a checkpoint.
         device: torch.device or its name; None = the CPU.
-        weights_dir: folder of released weights, see models.zoo.weights_file.
+        weights_dir: folder of released weights, see models.weights.zoo.weights_file.
         task: pretrain, classification or probe; None = that of the name, or what the recipe is for (see task_of).
         classes: names of the classes, see read_classes.
         overrides: settings by their key, `**{"MODEL.DROP_RATE": 0.1}`, or a word of WORDS: `num_classes=10, img_size=192`.

@@ -25,8 +25,7 @@ from engine import (
     start,
 )
 from lr_scheduler import build_scheduler
-from models import build_model
-from models.pretrained import load_pretrained
+from models import build_model, load_pretrained
 from optimizer import build_optimizer
 from resume import compare_classes, resume
 from utils import distributed
@@ -92,7 +91,7 @@ def train(model, loaders, config, device, precision):
         report_accuracy(numbers)
         return numbers
 
-    job = Job(config=config, device=device, model=model, loader=loaders.train, scheduler=scheduler,
+    job = Job(config=config, task="finetune", device=device, model=model, loader=loaders.train, scheduler=scheduler,
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
               compute_loss=compute_loss, validate=validate, folder=run_folder(config), group=-1, score="top1",
               classes=loaders.classes)

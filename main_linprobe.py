@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import check_probing, encoder_config, load_config, run_folder, scaled_config
+from config import encoder_config, load_config, run_folder, scaled_config
 from data.features import FeatureCache, checksum, parts_of
 from data.loader import build_probe_loaders, feature_loader, with_classes
 from engine import (
@@ -30,8 +30,8 @@ from engine import (
     start,
 )
 from lr_scheduler import build_scheduler
-from models.pretrained import load_pretrained
-from models.probe import build_probe
+from models import load_pretrained
+from models.probe import build_probe, check_probing
 from optimizer import build_optimizer
 from resume import check_fixed, compare_classes, resume
 from utils import distributed
@@ -148,7 +148,7 @@ class Probe:
             each = {f"top1_layer_{found['layer']}": found["top1"] for found in numbers} if len(numbers) > 1 else {}
             return {name: best[name] for name in ("top1", "top5", "loss", "images")} | each
 
-        job = Job(config=config, device=device, model=model, loader=loader, fixed=FIXED,
+        job = Job(config=config, task="probe", device=device, model=model, loader=loader, fixed=FIXED,
                   scheduler=build_scheduler(scaled, optimizer, len(loader)),
                   updater=Updater(parallel(model, device), optimizer, self.precision, config.TRAIN.CLIP_GRAD),
                   compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1",

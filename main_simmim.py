@@ -24,8 +24,7 @@ from engine import (
     start,
 )
 from lr_scheduler import build_scheduler
-from models import build_model
-from models.pretrained import load_pretrained
+from models import build_model, load_pretrained
 from optimizer import build_optimizer
 from resume import resume, save_encoder
 from utils import distributed
@@ -76,7 +75,7 @@ def train(model, loaders, config, device, precision):
     optimizer = build_optimizer(scaled, model, is_pretrain=True)
     model, optimizer = precision.prepare(model, optimizer)
     scheduler = build_scheduler(scaled, optimizer, len(loaders.train))
-    job = Job(config=config, device=device, model=model, loader=loaders.train, scheduler=scheduler,
+    job = Job(config=config, task="pretrain", device=device, model=model, loader=loaders.train, scheduler=scheduler,
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
               compute_loss=lambda model, batch: model(*batch),
               validate=lambda epoch: validate(job, loaders, epoch), folder=run_folder(config))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from config import differences
+from config import differences, dump
 from utils import distributed, sharding
 from utils.checkpoint import (
     BEST_FILE,
@@ -77,7 +77,7 @@ def _save_weights(job, module, name, state):
 
 def _description(job):
     """What the weights are of, in plain text."""
-    return {"config": job.config.dump(), **({"classes": list(job.classes)} if job.classes else {})}
+    return {"config": dump(job.config, job.task), **({"classes": list(job.classes)} if job.classes else {})}
 
 
 def compare_classes(content, classes, path):

@@ -7,7 +7,7 @@ import torch
 from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from config import check_finetuning, mixing_is_on, with_values
+from config import with_values
 from data.datasets import (
     DATA_FLAG,
     VAL_FLAG,
@@ -114,6 +114,19 @@ def build_loader(config, is_pretrain, train=True):
     Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
     """
     return (_pretrain_loaders if is_pretrain else _finetune_loaders)(config, train)
+
+
+def mixing_is_on(config):
+    """Whether fine-tuning mixes images (mixup or cutmix), and so trains on soft labels."""
+    return config.AUG.MIXUP > 0 or config.AUG.CUTMIX > 0 or config.AUG.CUTMIX_MINMAX is not None
+
+
+def check_finetuning(config):
+    """Refuse augmentation settings that do not fit the batch. Raises ValueError."""
+    size = config.DATA.BATCH_SIZE
+    if mixing_is_on(config) and config.AUG.MIXUP_MODE != "elem" and size % 2:
+        raise ValueError(f"DATA.BATCH_SIZE={size} is odd: mixup and cutmix pair the images of a batch. Use {size + 1}, or "
+                         f"switch both off with --opts AUG.MIXUP 0 AUG.CUTMIX 0.")
 
 
 def build_mixup(config, num_classes):

@@ -8,9 +8,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from config import image_size, load_config
+from models import load_pretrained
 from models.build import build_encoder, materialize
 from models.layers import LayerNorm
-from models.pretrained import load_pretrained
 
 
 def load_encoder(cfg, size, pretrained="", opts=()):

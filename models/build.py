@@ -1,30 +1,20 @@
-"""From a config to a model. The dict literals below are all there is to registration."""
+"""From a config to a model."""
 from functools import partial
 
 import torch
 from torch import nn
 
 from config import check_pretraining, image_size
-from models.convmae import build_convmae
-from models.mae import build_mae
-from models.mixmim import build_mixmim
-from models.mixmim_encoder import build_mixmim_encoder
-from models.simmim import build_simmim
-from models.swin import build_swin
-from models.swinv2 import build_swinv2
-from models.vit import build_vit
+from models.encoders import ENCODERS
+from models.methods import METHODS
 from utils import sharding
 from utils.registry import pick
-
-ENCODERS = {"convmae": build_convmae, "mixmim": build_mixmim_encoder, "swin": build_swin, "swinv2": build_swinv2,
-            "vit": build_vit}
-METHODS = {"mae": build_mae, "mixmim": build_mixmim, "simmim": build_simmim}
 
 
 def build_encoder(config, num_classes=0, use_mask_token=False):
     """The encoder named by MODEL.TYPE; with a head if num_classes > 0, with a mask token if a method asks for one."""
-    build = pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE")
-    return build(config, image_size(config), num_classes, use_mask_token)
+    encoder = pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE")
+    return encoder.build(config, image_size(config), num_classes, use_mask_token)
 
 
 def build_model(config, is_pretrain=True):
@@ -40,7 +30,7 @@ def build_model(config, is_pretrain=True):
     with torch.device("meta"):
         if is_pretrain:
             method = pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
-            model = method(config, partial(build_encoder, config))
+            model = method.build(config, partial(build_encoder, config))
             check_pretraining(config)
         else:
             model = build_encoder(config, config.MODEL.NUM_CLASSES)

@@ -93,6 +93,24 @@ class LinearProbe(nn.Module):
         return set()
 
 
+def check_probing(config):
+    """Refuse what main_linprobe.py can't do. Raises ValueError."""
+    if config.EVAL_MODE and not config.MODEL.RESUME and not config.PROBE.KNN:
+        raise ValueError("--eval needs a trained head: pass --resume <checkpoint of a probe>; --knn needs none.")
+    needs_weights = not (config.THROUGHPUT_MODE or config.PROBE.RANDOM_ENCODER)
+    if needs_weights and not config.PRETRAINED and (config.PROBE.KNN or not config.MODEL.RESUME):
+        raise ValueError("a probe needs an encoder: pass --pretrained <checkpoint>; --random-encoder probes one that was never "
+                         "trained.")
+    if config.PROBE.RANDOM_ENCODER and config.PRETRAINED:
+        raise ValueError(f"--random-encoder and --pretrained {config.PRETRAINED} contradict each other: leave one out.")
+    if config.TRAIN.PARALLEL != "ddp":
+        raise ValueError(f"TRAIN.PARALLEL={config.TRAIN.PARALLEL} is for training encoders: a frozen one has neither gradients "
+                         f"nor moments. Use TRAIN.PARALLEL ddp.")
+    if config.PROBE.SWEEP and config.TRAIN.CLIP_GRAD:
+        raise ValueError(f"TRAIN.CLIP_GRAD={config.TRAIN.CLIP_GRAD} would let the heads of --sweep slow each other down: use "
+                         f"TRAIN.CLIP_GRAD 0.")
+
+
 def build_probe(config, num_classes):
     """The probe of PROBE around the encoder named by MODEL.TYPE.
 

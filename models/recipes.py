@@ -3,24 +3,21 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, flatten, load_config
-from models import zoo
+from config import Config, find_recipe, flatten, load_config, settings
 from models.build import build_model
-from models.pretrained import Report, load_pretrained
 from models.probe import LinearProbe, build_probe
+from models.weights import zoo
+from models.weights.pretrained import Report, load_pretrained
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.registry import pick
+from utils.settings import LABELLED
 from utils.sharding import assign
 
 log = logging.getLogger("simmim.recipes")
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("pretrain", "classification", "probe")
-# which settings only one task reads; a recipe that sets some of one task alone is for that task
-MARKS = {"pretrain": ("DATA.MASK_", "DATA.CROP", "MODEL.METHOD", "MODEL.SIMMIM.", "MODEL.MAE.", "MODEL.PIXMIM."),
-         "classification": ("TRAIN.LAYER_DECAY", "DATA.IMAGES_PER_CLASS", "MODEL.NUM_CLASSES", "MODEL.LABEL_SMOOTHING",
-                            "AUG.MIXUP", "AUG.CUTMIX", "AUG.AUTO_AUGMENT", "AUG.COLOR_JITTER", "AUG.RE"),
-         "probe": ("PROBE.",)}
+TASK_OF_JOB = {"pretrain": "pretrain", "finetune": "classification", "probe": "probe"}
 NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
 WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",
          "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE"}
@@ -37,7 +34,7 @@ class Recipe:
         task: one of TASKS.
         name: for messages.
         classes: names of the classes, or None.
-        report: what became of the weights' names, see models.pretrained.Report; None where none were loaded.
+        report: what became of the weights' names, see models.weights.pretrained.Report; None where none were loaded.
     """
     config: Config
     task: str
@@ -53,11 +50,12 @@ class Recipe:
 def task_of(config, name="the config"):
     """What a recipe is for: pretrain, classification or probe.
 
-    The settings it makes tell: masks, methods and their crops are of pre-training alone, and so on (MARKS). Where they tell
-    nothing, or everything as in the config.yaml of a run, MODEL.NAME does, if it holds pretrain, finetune or linprobe.
-    Raises: ValueError where neither does.
+    The settings it makes tell: those that only one job reads, as declared. Where they tell nothing, or several things, as
+    they do for a Config, MODEL.NAME does, if it holds pretrain, finetune or linprobe; else settings of labelled images.
+    Raises: ValueError where none does.
     """
-    set_for = {task for task, marks in MARKS.items() if any(key.startswith(marks) for key in config.given)}
+    readers = [settings()[key].jobs or () for key in config.given]
+    set_for = {TASK_OF_JOB[jobs[0]] for jobs in readers if len(jobs) == 1}
     if config.TRAIN.OPTIMIZER.NAME == "lars":
         set_for.add("probe")
     if len(set_for) == 1:
@@ -65,6 +63,8 @@ def task_of(config, name="the config"):
     named = {task for word, task in NAMES.items() if word in config.MODEL.NAME}
     if len(named) == 1:
         return named.pop()
+    if not set_for and LABELLED in readers:
+        return "classification"
     found = f"has settings of {' and '.join(sorted(set_for))}" if set_for else "has no setting that only one task reads"
     raise ValueError(f"{name} does not tell what it is for: it {found}, and MODEL.NAME={config.MODEL.NAME!r} says none of "
                      f"{', '.join(NAMES)}. Pass task= to get_model (--task), {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
@@ -101,7 +101,7 @@ def open_recipe(model, task=None, overrides=None):
             raise ValueError(f"{model} is a checkpoint, which does not tell what to build: pass the recipe it was made with "
                              f"(of a run its config.yaml) and pretrained={model} (--weights).")
         if isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
-            name, path = str(model), _find_recipe(Path(model))
+            name, path = str(model), find_recipe(model)
         else:
             entry = zoo.find(model)
             name, path, opts = entry.name, ROOT / _recipe_of(entry), list(entry.opts)
@@ -116,12 +116,6 @@ def open_recipe(model, task=None, overrides=None):
     if overrides:
         config = load_config(path, [*opts, *_settings(overrides, config)])
     return Recipe(config, task, name), entry
-
-
-def _find_recipe(path):
-    """A recipe by its path from here, or from the repository."""
-    inside = ROOT / path
-    return inside if not path.exists() and inside.exists() else path
 
 
 def _recipe_of(entry):
@@ -147,7 +141,7 @@ def load_into(model, recipe, path):
 
     The names of the classes are the file's, where it keeps some for this head and none were given. Parts that stay random
     are said in a warning.
-    Raises: as models.pretrained.load_pretrained.
+    Raises: as models.weights.pretrained.load_pretrained.
     """
     is_probe = isinstance(model, LinearProbe)
     report = recipe.report = load_pretrained(model.encoder if is_probe else model, path)

@@ -24,8 +24,8 @@ from config import encoder_config, image_size, load_config  # noqa: E402
 from data.masks import draw_masks  # noqa: E402
 from engine import Updater, wait_for  # noqa: E402
 from models import build_model  # noqa: E402
-from models.mixmim_encoder import BLOCKED  # noqa: E402
-from models.swin import keep_apart  # noqa: E402
+from models.encoders.mixmim import BLOCKED  # noqa: E402
+from models.encoders.swin import keep_apart  # noqa: E402
 from optimizer import build_optimizer  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.cli import positive, run  # noqa: E402

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from models.layouts import KINDS, LAYOUTS, read_layout, write_layout  # noqa: E402
+from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout  # noqa: E402
 from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
 from utils.cli import run  # noqa: E402
 

@@ -24,8 +24,8 @@ import torch  # noqa: E402
 
 from config import encoder_config, image_size, load_config, with_values  # noqa: E402
 from models.build import build_encoder, build_model, materialize  # noqa: E402
-from models.pretrained import load_pretrained  # noqa: E402
-from models.sources import SOURCES, under_encoder  # noqa: E402
+from models.weights.pretrained import load_pretrained  # noqa: E402
+from models.weights.sources import SOURCES, under_encoder  # noqa: E402
 from utils.checkpoint import load_checkpoint, weights_of  # noqa: E402
 from utils.cli import run  # noqa: E402
 

@@ -1,6 +1,6 @@
-"""Write docs/models.md, the tables of released models, from models/zoo.json.
+"""Write docs/models.md, the tables of released models, from models/weights/zoo.json.
 
-  python tools/models_page.py                after every change of models/zoo.json; a test compares the two
+  python tools/models_page.py                after every change of models/weights/zoo.json; a test compares the two
   python tools/models_page.py --print        show it instead
 """
 import argparse
@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
-from models import zoo  # noqa: E402
+from models.weights import zoo  # noqa: E402
 from utils.cli import run  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"
 UNKNOWN = "not known"
 INTRODUCTION = """# Released models
-<!-- Made by tools/models_page.py from models/zoo.json: change those. -->
+<!-- Made by tools/models_page.py from models/weights/zoo.json: change those. -->
 
 {number} released models of the methods of this repository, with what was published about them. The numbers of parameters were
 counted here, in the models that the recipes build (without a recipe: as published); nothing else was measured again. What is
@@ -24,8 +24,8 @@ not known is left open. No released file could be tried here: loading is tested 
 
 ```python
 from config import load_config
-from models import build_model, zoo
-from models.pretrained import load_pretrained
+from models import build_model, load_pretrained
+from models.weights import zoo
 
 zoo.list_models("simmim_swin", task="pretrain")  # or classification; shell wildcards, as if a * stood at the end
 entry = zoo.find("mae_vit_base_1600ep_ft224")    # all that the tables have; a typo is answered with names like it

@@ -1,5 +1,7 @@
-"""Lookup in the dict literals that serve as registries."""
+"""Dict literals that serve as registries: what stands in them, and how it is looked up."""
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 
 def pick(table, name, key):
@@ -16,3 +18,23 @@ def pick(table, name, key):
     close = difflib.get_close_matches(str(name), table, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"{key}={name!r} is unknown; valid: {', '.join(sorted(table))}.{hint}")
+
+
+@dataclass(frozen=True)
+class Component:
+    """An encoder or a pre-training method, as its registry knows it.
+
+    Attributes:
+        build: from a config to the module; see `build_encoder` and `build_model` in models/build.py for the arguments.
+        settings: {NAME: utils.settings.Setting} of its section of the config, MODEL.<its name in capitals>.
+        check: (config, (height, width)) -> None; called when a config that names it is loaded, raises ValueError on
+            settings that can't work together. Ranges and choices of single settings are checked before.
+        check_masks: of a method, config -> None; called before pre-training, raises ValueError on masks that it can't use.
+        tiny: {NAME: value} of its settings that make a model small enough for images of 32 x 64 pixels, which the tests in
+            tests/contracts then build; without them with the defaults.
+    """
+    build: Callable
+    settings: dict = field(default_factory=dict)
+    check: Callable = lambda config, size: None
+    check_masks: Callable = lambda config: None
+    tiny: dict = field(default_factory=dict)

@@ -67,5 +67,5 @@ def write_recipe(path, settings):
 def method_settings(method):
     """Settings that make a recipe one of `method`, with a tiny encoder that it takes; any registered method will do."""
     encoder, variant, _, kind = next(case for case in CASES if case[2] == method)
-    return {"MODEL.TYPE": encoder, "MODEL.METHOD": method, **settings_of(VARIANTS, encoder, variant, "VARIANTS"),
-            **settings_of(METHOD_VARIANTS, method, kind, "METHOD_VARIANTS")}
+    return {"MODEL.TYPE": encoder, "MODEL.METHOD": method, **settings_of(VARIANTS, encoder, variant),
+            **settings_of(METHOD_VARIANTS, method, kind)}

@@ -45,16 +45,12 @@ def joined(source, code):
     lines, rest = source.splitlines(), []
     for line in code.splitlines():
         entry = ENTRY.search(line)
-        if entry and entry[1].startswith("_C"):  # a section of the config: after its own lines
-            last = max(i for i, other in enumerate(lines) if other.startswith(f"{entry[1]}."))
-            lines.insert(last + 1, line)
-        elif entry:
+        if entry:
             place = next(i for i, other in enumerate(lines) if other.startswith(f"{entry[1]} = {{"))
             before, _, after = lines[place].partition("{")
             lines[place] = f"{before}{{{line[:entry.start()]} {after}"
         elif line.startswith(("from ", "import ")):
-            last = max(i for i, other in enumerate(lines) if re.match(r"(from|import) ", other))
-            lines.insert(last, line)
+            lines.insert(next(i for i, other in enumerate(lines) if re.match(r"(from|import) ", other)), line)
         else:
             rest.append(line)
     table = next((i for i, line in enumerate(lines) if re.match(r"(MASKS|TARGETS) = ", line)), len(lines))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models import zoo
+from models.weights import zoo
 
 from .processes import ROOT, environment
 

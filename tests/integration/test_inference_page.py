@@ -14,7 +14,7 @@ from PIL import Image
 import inference
 from config import load_config
 from inference import get_model, imagenet_classes
-from models import zoo
+from models.weights import zoo
 from tests.unit.helpers import TINY
 
 from .processes import ROOT

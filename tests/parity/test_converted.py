@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from config import load_config
-from models import build_model
-from models.layouts import read_layout, write_layout
-from models.pretrained import load_pretrained
+from models import build_model, load_pretrained
+from models.weights.layouts import read_layout, write_layout
 from utils.checkpoint import save_checkpoint
 
 from .recorded import opts_of

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from config import load_config
-from models import build_model
-from models.pretrained import load_pretrained
+from models import build_model, load_pretrained
 
 from .recorded import SIMMIM, case_names, load_json, load_npz, opts_of, tensors
 

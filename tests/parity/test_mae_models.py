@@ -6,10 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from config import load_config
-from models import build_model
-from models.key_maps import MAE_TRANSFORMERS
+from models import build_model, load_pretrained
 from models.position import resize_position_embedding, sincos_table
-from models.pretrained import load_pretrained
+from models.weights.key_maps import MAE_TRANSFORMERS
 
 from .mae_records import (
     MAE_VIT,

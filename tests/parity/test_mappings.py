@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from models.layouts import KINDS, kind_of, read_layout, write_layout
 from models.position import relative_position_index
+from models.weights.layouts import KINDS, kind_of, read_layout, write_layout
 
 from .mae_records import load_mim_json
 

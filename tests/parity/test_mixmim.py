@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 from config import load_config, scaled_config
 from data.masks import draw_masks
-from models import build_model
-from models.key_maps import MIXMIM_MMPRETRAIN
+from models import build_model, load_pretrained
 from models.position import sincos_table
-from models.pretrained import load_pretrained
+from models.weights.key_maps import MIXMIM_MMPRETRAIN
 from optimizer import finetune_groups
 from utils.seeding import rng_for
 

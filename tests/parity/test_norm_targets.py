@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.targets import normalize_locally
+from models.methods.targets import normalize_locally
 
 from .recorded import load_npz
 

@@ -7,9 +7,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.functional import hflip
 
-from config import IMAGENET_STATISTICS, load_config
+from config import load_config
 from data.transforms import pretrain_transform, simple_resized_crop
-from models.targets import LowPassTarget, PixelTarget, frequency_disc
+from models.methods.targets import LowPassTarget, PixelTarget, frequency_disc
+from utils.statistics import IMAGENET_STATISTICS
 
 from .mae_records import load_mim, mim_names, noise_to_mask, part, patches_of, pretrain_model
 from .recorded import opts_of

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from models.encoders.swinv2 import log_spaced_offsets
 from models.position import relative_position_index, resize_bias_table, resize_position_embedding
-from models.swinv2 import log_spaced_offsets
 
 from .recorded import load_json, load_npz
 

@@ -255,14 +255,14 @@ UNUSUAL = {"DATA.IMG_SIZE": [224, 448], "MODEL.VIT.INIT_VALUES": None, "TRAIN.CL
 @pytest.mark.parametrize("overrides", [{}, UNUSUAL], ids=["defaults", "unusual"])
 def test_saved_config_loads_as_the_same_one(tmp_path, overrides):
     config = load_config(opts=opts_of(overrides))
-    save_config(config, tmp_path)
+    save_config(config, tmp_path, "finetune")
     assert flatten(load_config(tmp_path / "config.yaml")) == flatten(config)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_loads_as_the_same_one_when_saved(tmp_path, path):
     config = load_config(path)
-    save_config(config, tmp_path)
+    save_config(config, tmp_path, "finetune")
     assert flatten(load_config(tmp_path / "config.yaml")) == flatten(config)
 
 
@@ -273,7 +273,7 @@ def test_recipes_are_found():
 def test_saving_keeps_a_config_that_differs_and_writes_an_equal_one_once(tmp_path):
     first, second = load_config(opts=["SEED", 1]), load_config(opts=["SEED", 2])
     for config in (first, first, second, first):
-        save_config(config, tmp_path)
+        save_config(config, tmp_path, "finetune")
     seeds = {path.name: load_config(path).SEED for path in tmp_path.iterdir()}
     assert seeds == {"config.yaml": 1, "config_1.yaml": 1, "config_2.yaml": 2}
 

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from config import check_finetuning, check_pretraining, flatten, load_config
+from config import check_pretraining, flatten, load_config
+from data.loader import check_finetuning
 
 from .helpers import opts_of
 

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from models.layouts import KINDS, LAYOUTS, kind_of, read_layout
-from models.pretrained import load_pretrained
+from models import load_pretrained
+from models.weights.layouts import KINDS, LAYOUTS, kind_of, read_layout
 from tools import convert as tool
 from utils.checkpoint import load_checkpoint, save_checkpoint, weights_of
 

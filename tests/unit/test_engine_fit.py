@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from config import load_config
+from config import dump, load_config
 from engine import Job, Updater, fit, train_epoch
 from lr_scheduler import build_scheduler
 from optimizer import _adamw
@@ -45,7 +45,7 @@ def make_job(folder, num_batches=6, compute_loss=None, validate=None, score=None
     optimizer = _adamw([{"params": list(model.parameters()), "lr": config.TRAIN.BASE_LR,
                          "weight_decay": config.TRAIN.WEIGHT_DECAY}], config.TRAIN.OPTIMIZER)
     loader = Batches(num_batches)
-    job = Job(config=config, device=CPU, model=model, loader=loader,
+    job = Job(config=config, task="pretrain", device=CPU, model=model, loader=loader,
               updater=Updater(model, optimizer, build_precision("O0", "native", CPU), config.TRAIN.CLIP_GRAD),
               scheduler=build_scheduler(config, optimizer, num_batches), folder=str(folder), metrics=Metrics(), score=score,
               compute_loss=compute_loss or (lambda model, batch: model(batch[0]).square().mean()),
@@ -140,7 +140,7 @@ def test_checkpoint_holds_what_the_contract_names(tmp_path):
     job = fitted(tmp_path, TRAIN__EPOCHS=1)
     content = load_checkpoint(tmp_path / "ckpt_epoch_0.pth")
     assert {"model", "optimizer", "lr_scheduler", "epoch", "config"} <= content.keys()
-    assert content["epoch"] == 0 and content["config"] == job.config.dump()
+    assert content["epoch"] == 0 and content["config"] == dump(job.config, "pretrain")
     assert largest_difference(content["model"], state_of(job.model)) == 0
 
 

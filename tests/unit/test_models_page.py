@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from models import zoo
+from models.weights import zoo
 from tools import models_page
 
 PAGE = models_page.PAGE.read_text(encoding="utf-8")

@@ -12,10 +12,15 @@ SOURCES = sorted([*REPOSITORY.glob("*.py"), *(path for folder in FOLDERS for pat
 TREES = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 PROJECT = {name.partition("/")[0].removesuffix(".py") for name in TREES}
 
-MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_scheduler, resume <- engine <- mains, tools
-    "config": {"utils"},
+MAY_IMPORT = {  # a room: what its files may import; the longest name that a file begins with is its room
     "utils": {"utils"},
     "logger": {"utils"},
+    "models/layers": {"utils"},
+    "models/position": {"utils"},
+    "models/encoders": {"models/encoders", "models/layers", "models/position", "utils"},
+    "models/methods": {"models/encoders", "models/layers", "models/methods", "models/position", "utils"},
+    "config": {"models/encoders", "models/methods", "utils"},  # their settings; none of these imports it
+    "models/weights": {"models/encoders", "models/position", "models/weights", "utils"},
     "models": {"config", "models", "utils"},
     "data": {"config", "data", "utils"},
     "optimizer": {"config", "utils"},
@@ -28,14 +33,31 @@ MAY_IMPORT = {  # design: utils, models/layers <- models, data <- optimizer, lr_
 
 
 def imported(tree):
-    """Top-level names of everything a file imports, also inside functions."""
+    """Names of all modules a file imports, also inside functions, as paths: models/encoders/swin; relative ones as they are."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").partition(".")[0] if node.level == 0 else "relative")
-    return names
+            names |= {"." * node.level + (node.module or "")} | {f"{node.module}.{alias.name}" for alias in node.names
+                                                                  if f"{node.module}.{alias.name}" in MODULES}
+    return {name.replace(".", "/") for name in names}
+
+
+MODULES = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in TREES}
+
+
+def rooms_of(name):
+    """The names in MAY_IMPORT that a path lies below, the longest first: that is its room."""
+    parts = name.removesuffix(".py").removesuffix("/__init__").split("/")
+    return [path for path in ("/".join(parts[:i]) for i in range(len(parts), 0, -1)) if path in MAY_IMPORT]
+
+
+def forbidden(name, imports):
+    """Those imports of a file that its room does not allow."""
+    allowed = MAY_IMPORT[rooms_of(name)[0]]
+    ours = [path for path in imports if path.startswith("/") or path.partition("/")[0] in PROJECT]
+    return {path for path in ours if not allowed & {path, *rooms_of(path)}}
 
 
 def calls(source):
@@ -60,7 +82,7 @@ def unsafe_calls(tree):
 
 
 def test_sources_are_found():
-    assert {"config.py", "engine.py", "main_simmim.py", "models/swin.py", "utils/checkpoint.py"} <= TREES.keys()
+    assert {"config.py", "engine.py", "main_simmim.py", "models/encoders/swin.py", "utils/checkpoint.py"} <= TREES.keys()
 
 
 @pytest.mark.parametrize("path", [path for path in TREES if path.partition("/")[0].removesuffix(".py") in MAY_IMPORT])
@@ -75,7 +97,7 @@ def test_file_imports_no_main(path):
 
 
 def test_only_the_config_knows_yacs():
-    assert [path for path, tree in TREES.items() if "yacs" in imported(tree)] == ["config.py"]
+    assert [path for path, tree in TREES.items() if "yacs/config" in imported(tree)] == ["config.py"]
 
 
 @pytest.mark.parametrize("path", TREES)

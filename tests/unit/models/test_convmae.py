@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from config import load_config
-from models import build_model
-from models.convmae import ConvBlock, ConvViT, PointwiseConv
-from models.pretrained import load_pretrained
+from models import build_model, load_pretrained
+from models.encoders.convmae import ConvBlock, ConvViT, PointwiseConv
 
 from ..helpers import opts_of, perturb, random_images
 

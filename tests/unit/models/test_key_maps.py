@@ -6,10 +6,10 @@ import torch
 
 from config import load_config
 from models import build_model
-from models.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
 from models.position import resize_position_embedding, sincos_table
-from models.pretrained import encoder_type, load_pretrained
-from models.renaming import MERGED, KeyMap
+from models.weights.key_maps import MAE_MMPRETRAIN, MAE_OFFICIAL, MAE_TRANSFORMERS
+from models.weights.pretrained import encoder_type, load_pretrained
+from models.weights.renaming import MERGED, KeyMap
 
 from ..helpers import opts_of
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import build_model
-from models.mae import masked_l2
+from models.methods.mae import masked_l2
 from tests.unit.helpers import HEIGHT, WIDTH, perturb, random_images, random_mask, tiny_config, tiny_model
 
 MAE = {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_SHARED_RPB": False,

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from models.pretrained import load_pretrained
+from models import load_pretrained
 from utils.checkpoint import load_checkpoint, load_weights
 
 from ..helpers import TINY, perturb, random_images, random_mask, state_of, tiny_config, tiny_model

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from models.simmim import SimMIM, masked_l1
+from models.methods.simmim import SimMIM, masked_l1
 
 from ..helpers import TINY, random_images, random_mask, tiny_model
 

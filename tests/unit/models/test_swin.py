@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.swin import BLOCKED, PatchMerging, SwinBlock, SwinTransformer, WindowAttention, window_mask
+from models.encoders.swin import BLOCKED, PatchMerging, SwinBlock, SwinTransformer, WindowAttention, window_mask
 
 from ..helpers import perturb, random_images, tiny_model
 
@@ -111,7 +111,7 @@ def test_padding_never_matters(shifted, monkeypatch):
     with torch.no_grad():
         expected = block(x)
         paddings = []
-        monkeypatch.setattr("models.swin.F.pad", lambda x, sizes: paddings.append(sizes) or pad(x, sizes, value=2.0))
+        monkeypatch.setattr("models.encoders.swin.F.pad", lambda x, sizes: paddings.append(sizes) or pad(x, sizes, value=2.0))
         torch.testing.assert_close(block(x), expected, atol=1e-6, rtol=0)
     assert len(paddings) == 1
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.swinv2 import CosineWindowAttention, PatchMergingV2, SwinTransformerV2, SwinV2Block, log_spaced_offsets
+from models.encoders.swinv2 import CosineWindowAttention, PatchMergingV2, SwinTransformerV2, SwinV2Block, log_spaced_offsets
 
 from ..helpers import perturb, random_images, random_mask, tiny_model
 from .test_swin import each_map, may_attend, shift_of, tokens_of

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from models.targets import LocallyNormalizedTarget, PixelTarget, local_statistics, normalize_locally
+from models.methods.targets import LocallyNormalizedTarget, PixelTarget, local_statistics, normalize_locally
 
 
 def naive_normalized(images, window):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from config import pixel_statistics
-from models.targets import LowPassTarget, PatchNormalizedTarget, PixelTarget, frequency_disc, with_low_pass
+from models.methods.targets import LowPassTarget, PatchNormalizedTarget, PixelTarget, frequency_disc, with_low_pass
 from tests.unit.helpers import tiny_config
 
 HEIGHT, WIDTH, PATCH = 16, 24, 8
@@ -122,11 +122,11 @@ def test_target_of_low_frequencies_is_what_the_other_target_makes_of_them():
 def test_config_gives_the_filter_the_statistics_of_the_data(channels):
     config = tiny_config("vit", {"MODEL.VIT.IN_CHANS": channels, "MODEL.PIXMIM.ENABLE": True, "MODEL.PIXMIM.CUTOFF_RADIUS": 7,
                                  "MODEL.PIXMIM.FILTER": "centered"})
-    target = with_low_pass(config, PixelTarget())
+    target = with_low_pass(config, PixelTarget(), channels)
     assert (target.mean, target.std) == pixel_statistics(config)
     assert (target.radius, target.filter) == (7, "centered")
 
 
 def test_without_pixmim_the_target_is_untouched():
     target = PixelTarget()
-    assert with_low_pass(tiny_config("vit"), target) is target
+    assert with_low_pass(tiny_config("vit"), target, 3) is target

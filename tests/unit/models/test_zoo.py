@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from config import load_config
-from models import build_model, zoo
+from models import build_model
 from models.probe import build_probe
+from models.weights import zoo
 
 REPOSITORY = Path(__file__).parents[3]
 RECORDED = REPOSITORY / "tests" / "parity" / "fixtures" / "mim" / "model_zoo_table.json"
@@ -193,7 +194,7 @@ def test_aliases_lead_to_the_same_entry():
 def test_unknown_name_is_answered_with_names_like_it():
     with pytest.raises(ValueError, match=r"'simmim_swin_bse_800ep' is unknown. Did you mean 'simmim_swin_base_800ep'"):
         zoo.find("simmim_swin_bse_800ep")
-    with pytest.raises(ValueError, match=r"'\?' is unknown. docs/models.md and models.zoo.list_models\(\) have all names"):
+    with pytest.raises(ValueError, match=r"'\?' is unknown. docs/models.md and models.weights.zoo.list_models\(\) have all"):
         zoo.find("?")
 
 

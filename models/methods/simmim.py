@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from models.layers import lift_mask
-from models.method import Method
-from models.targets import TARGETS, with_low_pass
-from utils.registry import pick
+from models.methods.method import Method
+from models.methods.targets import TARGETS, with_low_pass
+from utils.registry import Component, pick
+from utils.settings import Setting
 
 
 class SimMIM(Method):
@@ -19,7 +20,7 @@ class SimMIM(Method):
 
     Args:
         encoder: an Encoder with a mask token.
-        target: what is predicted, see models/targets.py.
+        target: what is predicted, see models/methods/targets.py.
     """
 
     def __init__(self, encoder, target=None):
@@ -64,4 +65,17 @@ def build_simmim(config, make_encoder):
                          f"{simmim.TARGET!r}: set one of them.")
     name = "local_norm" if simmim.NORM_TARGET.ENABLE else simmim.TARGET
     target = pick(TARGETS, name, "MODEL.SIMMIM.TARGET")(simmim)
-    return SimMIM(make_encoder(use_mask_token=True), with_low_pass(config, target))
+    encoder = make_encoder(use_mask_token=True)
+    return SimMIM(encoder, with_low_pass(config, target, encoder.in_chans))
+
+
+def _even(window):
+    return f"is even: the window is centred on a pixel. Use {window + 1}" if window % 2 == 0 else None
+
+
+SIMMIM = Component(build_simmim, settings={
+    "TARGET": Setting("pixels", "+ what is predicted, see models/methods/targets.py"),
+    "NORM_TARGET.ENABLE": Setting(False, "TARGET local_norm, as the official code says it"),
+    "NORM_TARGET.PATCH_SIZE": Setting(47, "odd side of the neighbourhood that a pixel is normalised by", "pixels", low=3,
+                                      rule=_even),
+})

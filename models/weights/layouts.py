@@ -3,7 +3,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.key_maps import (
+from models.position import source_window
+from models.weights.key_maps import (
     BEIT_MMPRETRAIN,
     BEIT_TRANSFORMERS,
     MAE_MMPRETRAIN,
@@ -20,9 +21,8 @@ from models.key_maps import (
     SWINV2_TRANSFORMERS,
     VIT_TIMM,
 )
-from models.position import source_window
-from models.renaming import KeyMap
-from models.sources import SOURCES, encoder_type
+from models.weights.renaming import KeyMap
+from models.weights.sources import SOURCES, encoder_type
 from utils.registry import pick
 
 KINDS = {

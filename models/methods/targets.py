@@ -6,7 +6,8 @@ prediction back to the images' scale, for viewing only.
 import torch
 from torch.nn import functional as F
 
-from config import pixel_statistics
+from utils.settings import Setting
+from utils.statistics import channel_statistics
 
 
 class PixelTarget:
@@ -164,9 +165,24 @@ TARGETS = {
 }
 
 
-def with_low_pass(config, target):
-    """The target, of low frequencies only with MODEL.PIXMIM.ENABLE."""
+def with_low_pass(config, target, channels):
+    """The target, of low frequencies only with MODEL.PIXMIM.ENABLE.
+
+    Args:
+        config: from load_config.
+        target: of this file.
+        channels: of the images.
+    """
     pixmim = config.MODEL.PIXMIM
     if not pixmim.ENABLE:
         return target
-    return LowPassTarget(target, pixmim.CUTOFF_RADIUS, *pixel_statistics(config), pixmim.FILTER)
+    statistics = channel_statistics(channels, config.DATA.MEAN, config.DATA.STD)
+    return LowPassTarget(target, pixmim.CUTOFF_RADIUS, *statistics, pixmim.FILTER)
+
+
+PIXMIM = {  # settings of any method that regresses pixels
+    "ENABLE": Setting(False, "+ predict the low frequencies only"),
+    "CUTOFF_RADIUS": Setting(40.0, "+ largest frequency that stays", "cycles per image", low=0),
+    "FILTER": Setting("exact", "+ exact (official, half a step off centre on even sizes) | centered",
+                      choices=("exact", "centered")),
+}

@@ -4,10 +4,12 @@ Source: He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.
 """
 import torch
 
-from models.decoder import PixelDecoder
 from models.layers import lift_mask
-from models.method import Method
-from models.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
+from models.methods.decoder import DECODER_SETTINGS, PixelDecoder, check_decoder
+from models.methods.method import Method
+from models.methods.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
+from utils.registry import Component
+from utils.settings import Setting
 
 
 class MAE(Method):
@@ -18,7 +20,7 @@ class MAE(Method):
     Args:
         encoder: an Encoder that can drop tokens (`forward_visible`).
         decoder: PixelDecoder.
-        target: what is predicted, see models/targets.py.
+        target: what is predicted, see models/methods/targets.py.
     """
 
     def __init__(self, encoder, decoder, target=None):
@@ -86,4 +88,15 @@ def build_mae(config, make_encoder):
     decoder = PixelDecoder(encoder.num_features, mae.DECODER_EMBED_DIM, mae.DECODER_DEPTH, mae.DECODER_NUM_HEADS,
                            encoder.grid, encoder.patch_size, encoder.in_chans, encoder.num_prefix_tokens)
     target = PatchNormalizedTarget(encoder.patch_size) if mae.NORM_PIX_LOSS else PixelTarget()
-    return MAE(encoder, decoder, with_low_pass(config, target))
+    return MAE(encoder, decoder, with_low_pass(config, target, encoder.in_chans))
+
+
+def check_mae(config, size):
+    """Refuse settings of MODEL.MAE that do not fit together. Raises: ValueError."""
+    check_decoder("MODEL.MAE", config.MODEL.MAE)
+
+
+MAE_METHOD = Component(build_mae, check=check_mae, settings={
+    **DECODER_SETTINGS,
+    "NORM_PIX_LOSS": Setting(False, "+ predict pixels normalised by their patch"),
+})

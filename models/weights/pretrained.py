@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from models.encoder import REBUILT_BUFFERS, Encoder
-from models.sources import SOURCES, Source, as_it_is, encoder_type, under_encoder
+from models.encoders.encoder import REBUILT_BUFFERS, Encoder
+from models.weights.sources import SOURCES, Source, as_it_is, encoder_type, under_encoder
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.sharding import assign
 
@@ -36,7 +36,7 @@ def recognise(weights, encoder, path):
             return Source("the names of this model", None, convert)
     known = "; ".join(source.name for source in SOURCES)
     raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, ... "
-                     f"Known: {known}. Another kind is an entry of SOURCES in models/sources.py.")
+                     f"Known: {known}. Another kind is an entry of SOURCES in models/weights/sources.py.")
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Names that other projects give to the weights of our models: tables for models/renaming.py, which says how to read them."""
-from models.renaming import MERGED, WITH_ZEROS, KeyMap
+"""Names that other projects give to the weights of our models: tables that models/weights/renaming.py says how to read."""
+from models.weights.renaming import MERGED, WITH_ZEROS, KeyMap
 
 _QKV = ("query", "key", "value")
 

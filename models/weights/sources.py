@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.key_maps import (
+from models.weights.key_maps import (
     BEIT_MMPRETRAIN,
     BEIT_TRANSFORMERS,
     MAE_MMPRETRAIN,
@@ -26,7 +26,7 @@ class Source:
         name: for the report and for the list of what is known.
         recognises: weights -> bool, by their names. They come from utils.checkpoint.weights_of.
         convert: weights -> weights with the names of our pre-training models: `encoder.*`, and what the method owns.
-        layouts: those of models/layouts.py that have these names.
+        layouts: those of models/weights/layouts.py that have these names.
     """
     name: str
     recognises: Callable

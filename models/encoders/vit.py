@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.encoders.checks import check_patches, check_sincos, fitting_heads
+from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
 from models.layers import (
     DropPath,
     LayerNorm,
@@ -31,6 +32,8 @@ from models.position import (
     source_grid,
     source_window,
 )
+from utils.registry import Component
+from utils.settings import Setting
 
 CLASS_TOKEN_ROWS = 3  # rows of a bias table for pairs that involve the class token
 INIT_STD = 0.02
@@ -323,3 +326,35 @@ def build_vit(config, img_size, num_classes, use_mask_token):
         use_shared_rpb=vit.USE_SHARED_RPB, use_mean_pooling=vit.USE_MEAN_POOLING,
         use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT,
         init_cut=INIT_STD if use_mask_token else math.inf, init_like_mae=vit.USE_SINCOS_APE and num_classes == 0)
+
+
+def check_vit(config, size):
+    """Refuse settings of MODEL.VIT that do not fit together. Raises: ValueError."""
+    vit = config.MODEL.VIT
+    if vit.USE_APE and vit.USE_SINCOS_APE:
+        raise ValueError("MODEL.VIT.USE_APE and USE_SINCOS_APE are both True: an encoder has one absolute position embedding.")
+    if vit.USE_SINCOS_APE:
+        check_sincos("MODEL.VIT.EMBED_DIM", vit.EMBED_DIM)
+    if vit.EMBED_DIM % vit.NUM_HEADS:
+        fit = fitting_heads(vit.NUM_HEADS, vit.EMBED_DIM)
+        raise ValueError(f"MODEL.VIT.NUM_HEADS={vit.NUM_HEADS} does not divide MODEL.VIT.EMBED_DIM={vit.EMBED_DIM}. "
+                         f"Use e.g. {fit} heads.")
+    check_patches("MODEL.VIT", vit.PATCH_SIZE, size, config.DATA.IMG_SIZE)
+
+
+VIT = Component(build_vit, check=check_vit, settings={
+    "PATCH_SIZE": Setting(16, "side of a token", "pixels", low=1),
+    "IN_CHANS": Setting(3, "channels of the images", low=1),
+    "EMBED_DIM": Setting(768, "width", low=1),
+    "DEPTH": Setting(12, "blocks", low=1),
+    "NUM_HEADS": Setting(12, "of every block", low=1),
+    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3),
+    "QKV_BIAS": Setting(True, "for query and value; the key has no bias"),
+    "INIT_VALUES": Setting(0.1, "start of the layer scale; None = no layer scale", optional=True),
+    "K_BIAS": Setting(False, "+ a bias for the key as well, all three in one parameter (MAE)"),
+    "USE_APE": Setting(False, "learned absolute position embedding"),
+    "USE_SINCOS_APE": Setting(False, "+ one of sines and cosines, fixed in pre-training (MAE)"),
+    "USE_RPB": Setting(False, "a relative position bias table in every block"),
+    "USE_SHARED_RPB": Setting(True, "one table for all blocks"),
+    "USE_MEAN_POOLING": Setting(False, "mean of the patch tokens instead of the class token"),
+})

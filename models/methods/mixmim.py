@@ -5,10 +5,12 @@ Source: Liu et al., MixMAE: Mixed and Masked Autoencoder for Efficient Pretraini
 """
 import torch
 
-from models.decoder import PixelDecoder
 from models.layers import lift_mask
-from models.method import Method
-from models.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
+from models.methods.decoder import DECODER_SETTINGS, PixelDecoder, check_decoder
+from models.methods.method import Method
+from models.methods.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
+from utils.registry import Component
+from utils.settings import Setting
 
 
 class MixMIM(Method):
@@ -21,7 +23,7 @@ class MixMIM(Method):
     Args:
         encoder: an Encoder that takes mixtures (`forward_mixed`).
         decoder: PixelDecoder of patches as large as the cells of the encoder's map.
-        target: what is predicted, see models/targets.py.
+        target: what is predicted, see models/methods/targets.py.
     """
 
     def reconstruct(self, images, mask, denormalize=False):
@@ -93,4 +95,35 @@ def build_mixmim(config, make_encoder):
     decoder = PixelDecoder(encoder.num_features, mixmim.DECODER_EMBED_DIM, mixmim.DECODER_DEPTH, mixmim.DECODER_NUM_HEADS,
                            (height, width), encoder.stride, encoder.in_chans, norm_eps=mixmim.DECODER_NORM_EPS)
     target = PatchNormalizedTarget(encoder.stride) if mixmim.NORM_PIX_LOSS else PixelTarget()
-    return MixMIM(encoder, decoder, with_low_pass(config, target))
+    return MixMIM(encoder, decoder, with_low_pass(config, target, encoder.in_chans))
+
+
+def check_mixmim(config, size):
+    """Refuse settings of the decoder in MODEL.MIXMIM that do not fit together. Raises: ValueError."""
+    check_decoder("MODEL.MIXMIM", config.MODEL.MIXMIM)
+
+
+def check_mixing(config):
+    """Refuse masks that do not tell two images apart on the last map of MixMIM's encoder. Raises: ValueError."""
+    if config.MODEL.TYPE != "mixmim":
+        return  # build_mixmim refuses it
+    stride = config.MODEL.MIXMIM.PATCH_SIZE * 2 ** (len(config.MODEL.MIXMIM.DEPTHS) - 1)
+    data, ratios = config.DATA, config.DATA.MASK_RATIO + config.MODEL.MIXMIM.RANGE_MASK_RATIO
+    if not data.MASK_SHARED:
+        raise ValueError("DATA.MASK_SHARED=False: MODEL.METHOD mixmim mixes images, which needs one mask for all of a batch. "
+                         "Use DATA.MASK_SHARED True.")
+    if data.MASK_TYPE != "random" or data.MASK_PATCH_SIZE % stride:
+        raise ValueError(f"DATA.MASK_TYPE={data.MASK_TYPE} with DATA.MASK_PATCH_SIZE={data.MASK_PATCH_SIZE}: MODEL.METHOD "
+                         f"mixmim hides whole cells of the last map, {stride} pixels wide. Use DATA.MASK_TYPE random and "
+                         f"DATA.MASK_PATCH_SIZE {stride}.")
+    if ratios > 1:
+        raise ValueError(f"DATA.MASK_RATIO={data.MASK_RATIO} plus MODEL.MIXMIM.RANGE_MASK_RATIO="
+                         f"{config.MODEL.MIXMIM.RANGE_MASK_RATIO} is above 1: a ratio lies between 0 and 1.")
+
+
+MIXMIM_METHOD = Component(build_mixmim, check=check_mixmim, check_masks=check_mixing, settings={
+    **DECODER_SETTINGS,
+    "DECODER_NORM_EPS": Setting(1e-5, "+ of the decoder's LayerNorms; 1e-6 in mmpretrain", low=0),
+    "NORM_PIX_LOSS": Setting(False, "+ predict pixels normalised by their cell"),
+    "RANGE_MASK_RATIO": Setting(0.0, "+ ratios of masks lie between DATA.MASK_RATIO and this much more", low=0, high=1),
+})

@@ -123,7 +123,7 @@ def find(name):
         return entries()[_names()[name]]
     close = difflib.get_close_matches(str(name), _names(), n=3)
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    raise ValueError(f"model {name!r} is unknown. {hint}docs/models.md and models.zoo.list_models() have all names.")
+    raise ValueError(f"model {name!r} is unknown. {hint}docs/models.md and models.weights.zoo.list_models() have all names.")
 
 
 def weights_file(entry, weights_dir=None, progress=True):

@@ -1,4 +1,4 @@
-"""Giving weights other names, in both directions: what the tables of models/key_maps.py are made of.
+"""Giving weights other names, in both directions: what the tables of models/weights/key_maps.py are made of.
 
 A map is a list of rules (ours, theirs) or (ours, theirs, operation). In a name, `{i}` stands for a number, `{i+1}` for the
 one after it, `{p}` for weight or bias, `{*}` for anything; both sides of a rule have the same ones in the same order. Where

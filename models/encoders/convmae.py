@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.encoders.checks import check_patches, fitting_heads
+from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.encoders.vit import NORM_EPS, Block
 from models.layers import (
     DropPath,
     LayerNorm,
@@ -21,7 +23,8 @@ from models.layers import (
     truncated_normal,
 )
 from models.position import resize_position_embedding, sincos_table, source_grid
-from models.vit import NORM_EPS, Block
+from utils.registry import Component
+from utils.settings import Setting
 
 HEAD_STD = 2e-5  # of the official fine-tuning
 
@@ -211,3 +214,35 @@ def build_convmae(config, img_size, num_classes, use_mask_token):
         embed_dim=convmae.EMBED_DIM, depths=convmae.DEPTHS, num_heads=convmae.NUM_HEADS, mlp_ratio=convmae.MLP_RATIO,
         qkv_bias=convmae.QKV_BIAS, drop_rate=config.MODEL.DROP_RATE, drop_path_rate=config.MODEL.DROP_PATH_RATE,
         use_checkpoint=config.TRAIN.USE_CHECKPOINT)
+
+
+def check_convmae(config, size):
+    """Refuse settings of MODEL.CONVMAE that do not fit together. Raises: ValueError."""
+    convmae, section = config.MODEL.CONVMAE, "MODEL.CONVMAE"
+    for key, lowest in (("EMBED_DIM", 1), ("DEPTHS", 1), ("MLP_RATIO", 1e-3)):
+        if len(convmae[key]) != 3 or not min(convmae[key]) >= lowest:
+            raise ValueError(f"{section}.{key}={convmae[key]} must have three values of at least {lowest}, one for each stage, "
+                             f"e.g. {CONVMAE.settings[key].default}.")
+    if convmae.PATCH_SIZE % 4:
+        raise ValueError(f"{section}.PATCH_SIZE={convmae.PATCH_SIZE} must be a multiple of 4: the second and the third stage "
+                         f"halve the map. Use {-(-convmae.PATCH_SIZE // 4) * 4}.")
+    width, heads = convmae.EMBED_DIM[2], convmae.NUM_HEADS
+    if width % 4:
+        raise ValueError(f"{section}.EMBED_DIM={convmae.EMBED_DIM}: the {width} channels of the third stage must be a multiple "
+                         f"of 4, a quarter each for sines and cosines of column and row. Use {-(-width // 4) * 4} there.")
+    if width % heads:
+        fit = fitting_heads(heads, width)
+        raise ValueError(f"{section}.NUM_HEADS={heads} does not divide the {width} channels of the third stage of {section}."
+                         f"EMBED_DIM={convmae.EMBED_DIM}. Use e.g. {fit} heads.")
+    check_patches(section, convmae.PATCH_SIZE, size, config.DATA.IMG_SIZE)
+
+
+CONVMAE = Component(build_convmae, check=check_convmae, settings={  # + three stages of twice the stride each
+    "PATCH_SIZE": Setting(16, "+ side of a cell of the last stage, a multiple of 4", "pixels", low=4),
+    "IN_CHANS": Setting(3, "+ channels of the images", low=1),
+    "EMBED_DIM": Setting([256, 384, 768], "+ width of each stage"),
+    "DEPTHS": Setting([2, 2, 11], "+ blocks of each stage; convolutions in the first two stages, attention in the third"),
+    "NUM_HEADS": Setting(12, "+ of the third stage", low=1),
+    "MLP_RATIO": Setting([4.0, 4.0, 4.0], "+ width of the MLP of each stage relative to the block's"),
+    "QKV_BIAS": Setting(True, "+ of query, key and value"),
+})

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.encoders.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention, check_windows
 from models.layers import LayerNorm
 from models.position import num_table_rows
-from models.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention
+from utils.registry import Component
+from utils.settings import Setting
 
 log = logging.getLogger("simmim.swinv2")
 
@@ -184,3 +186,31 @@ def build_swinv2(config, img_size, num_classes, use_mask_token):
         drop_path_rate=config.MODEL.DROP_PATH_RATE, ape=swin.APE, patch_norm=swin.PATCH_NORM,
         pretrained_window_sizes=windows, extra_norm_every=swin.EXTRA_NORM_EVERY,
         use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT)
+
+
+def check_swinv2(config, size):
+    """Refuse settings of MODEL.SWINV2 that do not fit together. Raises: ValueError."""
+    swin = config.MODEL.SWINV2
+    check_windows(config, size, "MODEL.SWINV2", swin)
+    sizes = swin.PRETRAINED_WINDOW_SIZES
+    if any(sizes) and (len(sizes) != len(swin.DEPTHS) or min(sizes) < 0):
+        raise ValueError(f"MODEL.SWINV2.PRETRAINED_WINDOW_SIZES={sizes} must have one value, 0 or more, for each of the "
+                         f"{len(swin.DEPTHS)} stages of MODEL.SWINV2.DEPTHS={swin.DEPTHS}.")
+
+
+SWINV2 = Component(build_swinv2, check=check_swinv2, settings={
+    "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1),
+    "IN_CHANS": Setting(3, "channels of the images", low=1),
+    "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1),
+    "DEPTHS": Setting([2, 2, 6, 2], "blocks per stage"),
+    "NUM_HEADS": Setting([3, 6, 12, 24], "per stage"),
+    "WINDOW_SIZE": Setting(7, "shrinks to the map where the map is smaller", "tokens", low=1),
+    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3),
+    "QKV_BIAS": Setting(True, "for query and value; the key has no bias"),
+    "APE": Setting(False, "learned absolute position embedding"),
+    "PATCH_NORM": Setting(True, "LayerNorm after the patch embedding"),
+    "PRETRAINED_WINDOW_SIZES": Setting([0, 0, 0, 0], "per stage: window the position bias was trained in, 0 = this one",
+                                       "tokens"),
+    "EXTRA_NORM_EVERY": Setting(0, "+ LayerNorm on the main branch after every so many blocks of a stage, 0 = none", "blocks",
+                                low=0),
+})

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.encoders.checks import check_stages, window_problem
+from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
 from models.layers import (
     DropPath,
     LayerNorm,
@@ -26,6 +27,8 @@ from models.position import (
     source_grid,
     source_window,
 )
+from utils.registry import Component
+from utils.settings import NUMBER, Setting
 
 BLOCKED = -100.0  # added to a score that must not count; finite, as in the official buffers
 
@@ -377,3 +380,49 @@ def build_swin(config, img_size, num_classes, use_mask_token):
         mlp_ratio=swin.MLP_RATIO, qkv_bias=swin.QKV_BIAS, qk_scale=swin.QK_SCALE, drop_rate=config.MODEL.DROP_RATE,
         drop_path_rate=config.MODEL.DROP_PATH_RATE, ape=swin.APE, patch_norm=swin.PATCH_NORM,
         use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT)
+
+
+def check_windows(config, size, section, swin):
+    """Refuse stages, heads, or windows that do not divide the maps of an image.
+
+    Args:
+        config: from load_config.
+        size: (height, width) of the image in pixels.
+        section, swin: name and settings of the encoder, e.g. MODEL.SWIN.
+    Raises: ValueError.
+    """
+    check_stages(section, swin)
+
+    def problem(side, window):
+        return window_problem(side, swin.PATCH_SIZE, [window] * len(swin.DEPTHS))
+
+    found = problem(size[0], swin.WINDOW_SIZE) or problem(size[1], swin.WINDOW_SIZE)
+    if found:
+        fitting = [s for s in range(1, 2 * max(size) + 1024) if not problem(s, swin.WINDOW_SIZE)]
+        nearest = [min(fitting, key=lambda s, side=side: abs(s - side)) for side in size] if fitting else None
+        fixes = [f"DATA.IMG_SIZE {nearest[0] if size[0] == size[1] else str(nearest).replace(' ', '')}"] if nearest else []
+        windows = [w for w in range(1, max(size)) if not any(problem(side, w) for side in size)]
+        if windows:
+            fixes.append(f"{section}.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
+        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZE={swin.WINDOW_SIZE}: {found}. "
+                         f"Use {' or '.join(fixes)}.")
+
+
+def check_swin(config, size):
+    """Refuse settings of MODEL.SWIN that do not fit together. Raises: ValueError."""
+    check_windows(config, size, "MODEL.SWIN", config.MODEL.SWIN)
+
+
+SWIN = Component(build_swin, check=check_swin, settings={
+    "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1),
+    "IN_CHANS": Setting(3, "channels of the images", low=1),
+    "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1),
+    "DEPTHS": Setting([2, 2, 6, 2], "blocks per stage"),
+    "NUM_HEADS": Setting([3, 6, 12, 24], "per stage"),
+    "WINDOW_SIZE": Setting(7, "shrinks to the map where the map is smaller", "tokens", low=1),
+    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3),
+    "QKV_BIAS": Setting(True, "of query, key and value"),
+    "QK_SCALE": Setting(None, "of the scores; None = 1 / sqrt(head width)", kind=NUMBER, optional=True),
+    "APE": Setting(False, "learned absolute position embedding"),
+    "PATCH_NORM": Setting(True, "LayerNorm after the patch embedding"),
+})

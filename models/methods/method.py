@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from models.layers import lift_mask
-from models.targets import PixelTarget
+from models.methods.targets import PixelTarget
 
 
 class Method(nn.Module):
@@ -14,7 +14,7 @@ class Method(nn.Module):
     Args:
         encoder: an Encoder.
         decoder: a module that turns features into pixels.
-        target: what is predicted, see models/targets.py.
+        target: what is predicted, see models/methods/targets.py.
     """
 
     def __init__(self, encoder, decoder, target=None):

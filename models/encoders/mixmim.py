@@ -6,9 +6,12 @@ Source: Liu et al., MixMAE: Mixed and Masked Autoencoder for Efficient Pretraini
 import torch
 from torch.nn import functional as F
 
+from models.encoders.checks import check_sincos, check_stages, window_problem
+from models.encoders.swin import SwinBlock, SwinTransformer, WindowAttention, keep_apart
 from models.layers import init_xavier, lift_mask, truncated_normal
 from models.position import interpolate_bias_table, sincos_table
-from models.swin import SwinBlock, SwinTransformer, WindowAttention, keep_apart
+from utils.registry import Component
+from utils.settings import Setting
 
 # far below any score, also in float16; the exponential is exactly 0, as with the -1e30 of the official code
 BLOCKED = -3e4
@@ -85,3 +88,39 @@ def build_mixmim_encoder(config, img_size, num_classes, use_mask_token):
         embed_dim=mixmim.EMBED_DIM, depths=mixmim.DEPTHS, num_heads=mixmim.NUM_HEADS, window_sizes=mixmim.WINDOW_SIZES,
         mlp_ratio=mixmim.MLP_RATIO, drop_rate=config.MODEL.DROP_RATE, drop_path_rate=config.MODEL.DROP_PATH_RATE,
         use_mask_token=use_mask_token, use_checkpoint=config.TRAIN.USE_CHECKPOINT)
+
+
+def check_mixmim_encoder(config, size):
+    """Refuse settings of the encoder in MODEL.MIXMIM that do not fit together. Raises: ValueError."""
+    mixmim, section = config.MODEL.MIXMIM, "MODEL.MIXMIM"
+    check_stages(section, mixmim)
+    windows = mixmim.WINDOW_SIZES
+    if len(windows) != len(mixmim.DEPTHS) or min(windows) < 1:
+        raise ValueError(f"{section}.WINDOW_SIZES={windows} must have one value of at least 1 for each of the "
+                         f"{len(mixmim.DEPTHS)} stages of {section}.DEPTHS={mixmim.DEPTHS}.")
+    check_sincos(f"{section}.EMBED_DIM", mixmim.EMBED_DIM)
+    unit = mixmim.PATCH_SIZE * 2 ** (len(windows) - 1)
+    problems = [window_problem(side, mixmim.PATCH_SIZE, windows) for side in sorted(size, key=lambda side: side % unit == 0)]
+    found = next(filter(None, problems), None)  # a side of broken cells first
+    if found and any(side % unit for side in size):
+        nearest = [max(round(side / unit), 1) * unit for side in size]
+        advice = f"DATA.IMG_SIZE {nearest[0] if size[0] == size[1] else nearest}"
+    elif found:
+        maps = [[side // mixmim.PATCH_SIZE // 2 ** stage for side in size] for stage in range(len(windows))]
+        fitting = [max(w for w in range(1, window + 1) if not any(side % min(w, side) for side in grid))
+                   for window, grid in zip(windows, maps, strict=True)]
+        advice = f"e.g. {section}.WINDOW_SIZES {fitting}"
+    if found:
+        raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZES={windows}: {found}. Use "
+                         f"{advice.replace(', ', ',')}.")
+
+
+MIXMIM_ENCODER = Component(build_mixmim_encoder, check=check_mixmim_encoder, settings={
+    "PATCH_SIZE": Setting(4, "+ side of a token", "pixels", low=1),
+    "IN_CHANS": Setting(3, "+ channels of the images", low=1),
+    "EMBED_DIM": Setting(128, "+ width of the first stage; doubles at each stage", low=1),
+    "DEPTHS": Setting([2, 2, 18, 2], "+ blocks per stage"),
+    "NUM_HEADS": Setting([4, 8, 16, 32], "+ per stage"),
+    "WINDOW_SIZES": Setting([14, 14, 14, 7], "+ per stage; a window shrinks to the map where the map is smaller", "tokens"),
+    "MLP_RATIO": Setting(4.0, "+ width of the MLP relative to the block's", low=1e-3),
+})

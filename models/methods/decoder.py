@@ -2,9 +2,11 @@
 import torch
 from torch import nn
 
+from models.encoders.checks import check_sincos, fitting_heads
+from models.encoders.vit import NORM_EPS, Block
 from models.layers import LayerNorm, init_xavier, truncated_normal
 from models.position import resize_position_embedding, sincos_table
-from models.vit import NORM_EPS, Block
+from utils.settings import Setting
 
 
 class PixelDecoder(nn.Module):
@@ -82,3 +84,26 @@ def to_image(patches, grid, patch_size):
     """(B, h*w, patch*patch*C), values of a patch in order row, column, channel -> (B, C, h*patch, w*patch)."""
     x = patches.unflatten(1, grid).unflatten(3, (patch_size, patch_size, -1))  # (B, h, w, p, p, C)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def check_decoder(section, decoder):
+    """Refuse settings of a PixelDecoder that do not fit together.
+
+    Args:
+        section: name of the settings, e.g. MODEL.MAE.
+        decoder: those settings, with DECODER_EMBED_DIM and DECODER_NUM_HEADS.
+    Raises: ValueError.
+    """
+    width, heads = decoder.DECODER_EMBED_DIM, decoder.DECODER_NUM_HEADS
+    if width % heads:
+        fit = fitting_heads(heads, width)
+        raise ValueError(f"{section}.DECODER_NUM_HEADS={heads} does not divide {section}.DECODER_EMBED_DIM={width}. Use e.g. "
+                         f"{fit} heads.")
+    check_sincos(f"{section}.DECODER_EMBED_DIM", width)
+
+
+DECODER_SETTINGS = {
+    "DECODER_EMBED_DIM": Setting(512, "+ width of the decoder", low=1),
+    "DECODER_DEPTH": Setting(8, "+ blocks of the decoder", low=1),
+    "DECODER_NUM_HEADS": Setting(16, "+ of every block of the decoder", low=1),
+}

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: reading, renaming, and the list of released models."""
