@@ -10,12 +10,15 @@ data) lives in clones made by `scaled_config` and `with_values`.
 """
 import logging
 import os
+import sys
+from fnmatch import fnmatchcase
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 
 from yacs.config import CfgNode
 
+from utils.cli import run
 from utils.registry import pick
 from utils.settings import (
     FINETUNE,
@@ -36,6 +39,7 @@ from utils.settings import (
     parse,
 )
 from utils.statistics import channel_statistics
+from utils.tables import aligned
 from utils.yaml_files import flatten, nested, parse_tree, read_tree, tree_text
 
 log = logging.getLogger("simmim.config")
@@ -481,3 +485,28 @@ def differences(config, text):
     """What changed between a config stored as YAML text and this one: {key: (stored, now)}; what is not stored is default."""
     stored = flatten(_defaults()) | flatten(parse_tree(text))
     return {key: (stored.get(key), value) for key, value in flatten(config).items() if stored.get(key) != value}
+
+
+# ---- the table of settings ----------------------------------------------------------------------------------------
+
+def matching(pattern):
+    """The keys whose name has `pattern` in it, or is it with shell wildcards; case does not matter. Raises: ValueError."""
+    wanted = pattern.upper()
+    found = [key for key in settings() if fnmatchcase(key, wanted if set("*?[") & set(wanted) else f"*{wanted}*")]
+    if not found:
+        near = closest(pattern, settings())
+        raise ValueError(f"no setting has {pattern!r} in its name{f'; the closest is {near}' if near else ''}.")
+    return found
+
+
+def main(pattern):
+    rows = [["key", "default", "valid", "read by", "meaning"]]
+    for key in matching(pattern):
+        rows.append([key, *settings()[key].row])
+    print("\n".join(aligned(rows, num_left=5)))
+
+
+if __name__ == "__main__":
+    if set(sys.argv[1:]) & {"-h", "--help"} or len(sys.argv) > 2:
+        sys.exit(__doc__)
+    run(main, "".join(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Fine-tune a classification model, or evaluate one (--eval).
 
   torchrun --nproc_per_node 8 main_finetune.py --batch-size 128 --data-path <folder with train/ and val/> \\
-      --cfg configs/swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep.yaml --pretrained <checkpoint>
+      --cfg configs/swin_base/simmim_finetune__swin_base__img224_window7__100ep.yaml --pretrained <checkpoint>
   python main_finetune.py --eval --cfg <the same> --resume <fine-tuned checkpoint> --data-path <folder with val/>
 """
 import logging

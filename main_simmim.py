@@ -1,7 +1,7 @@
 """Pre-train by masked image modeling.
 
   torchrun --nproc_per_node 8 main_simmim.py --batch-size 128 --data-path <folder of images> \\
-      --cfg configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+      --cfg configs/swin_base/simmim_pretrain__swin_base__img192_window6__100ep.yaml
   python main_simmim.py --cfg configs/demo/simmim_pretrain__swin_nano__img64.yaml     (one process, no data needed)
 """
 import logging

@@ -1,6 +1,6 @@
 """Does this model fit, and how long will it take? Answered without a GPU and without memory for the weights.
 
-  python tools/estimate.py --cfg configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+  python tools/estimate.py --cfg configs/swin_base/simmim_pretrain__swin_base__img192_window6__100ep.yaml
   python tools/estimate.py --cfg <recipe> --gpus 8 16 --opts DATA.BATCH_SIZE 256 TRAIN.USE_CHECKPOINT True
   python tools/estimate.py --cfg <recipe> --gpus 16 --throughput 1200               images/s a GPU, as measured by you
   python tools/estimate.py --cfg <recipe> --peak-tflops 400 --utilization 0.3       or as assumed by you

@@ -1,6 +1,6 @@
 """Parameters and floating point operations of models, counted without a GPU and without memory for the weights.
 
-  python tools/flops.py --cfg configs/swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep.yaml
+  python tools/flops.py --cfg configs/swin_base/simmim_finetune__swin_base__img192_window6__100ep.yaml
   python tools/flops.py --all                                                       every recipe under configs/
   python tools/flops.py --cfg <recipe> --img-size 448 --opts MODEL.VIT.DEPTH 24     other settings
   python tools/flops.py --cfg <recipe> <recipe> --convention mmpretrain             as its model zoo counts

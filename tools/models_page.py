@@ -1,22 +1,12 @@
-"""Write docs/models.md, the tables of released models, from models/weights/zoo.json.
-
-  python tools/models_page.py                after every change of models/weights/zoo.json; a test compares the two
-  python tools/models_page.py --print        show it instead
-"""
-import argparse
-import sys
+"""The page docs/models.md: the tables of released models in models/weights/zoo.json; written by tools/pages.py."""
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
+from models.weights import zoo
+from utils.tables import markdown
 
-from models.weights import zoo  # noqa: E402
-from utils.cli import run  # noqa: E402
-
-PAGE = ROOT / "docs" / "models.md"
 UNKNOWN = "not known"
 INTRODUCTION = """# Released models
-<!-- Made by tools/models_page.py from models/weights/zoo.json: change those. -->
+<!-- Made by tools/pages.py from models/weights/zoo.json: change those. -->
 
 {number} released models of the methods of this repository, with what was published about them. The numbers of parameters were
 counted here, in the models that the recipes build (without a recipe: as published); nothing else was measured again. What is
@@ -56,16 +46,6 @@ of MixMIM-H are known to be public.
 HEADINGS = {"pretrain": "pre-trained", "classification": "classifiers"}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print", action="store_true", help="show the page instead of writing it")
-    if parser.parse_args().print:
-        print(page(), end="")
-    else:
-        PAGE.write_text(page(), encoding="utf-8")
-        print(f"{PAGE}: {len(zoo.entries())} models")
-
-
 def page():
     """The whole text of docs/models.md."""
     entries = list(zoo.entries().values())
@@ -78,7 +58,7 @@ def page():
         for task, heading in HEADINGS.items():
             parts.append(f"\n### {family}: {heading}\n{section([entry for entry in members if entry.task == task])}")
     aliases = [[f"`{alias}`", f"`{entry.name}`"] for entry in entries for alias in entry.aliases]
-    parts.append(f"\n## Other names\n{table(['name', 'stands for'], sorted(aliases))}")
+    parts.append(f"\n## Other names\n{markdown(['name', 'stands for'], sorted(aliases))}")
     return "".join(parts)
 
 
@@ -99,7 +79,7 @@ def section(entries):
     }
     own = {"validation loss": "validation_loss", "top-1": "top1"}  # of one kind of model only
     shown = [name for name in columns if name not in own or any(getattr(entry, own[name]) is not None for entry in entries)]
-    text = table(shown, [[columns[name](entry) for name in shown] for entry in entries])
+    text = markdown(shown, [[columns[name](entry) for name in shown] for entry in entries])
     return text + "".join(["\n", *(f"{number}. {note}\n" for note, number in notes.items())] if notes else [])
 
 
@@ -116,11 +96,3 @@ def weights(entry):
         return f"{entry.source}: {UNKNOWN}"
     link = f"[{entry.source}]({entry.url})"
     return link if entry.filename in entry.url else f"{link}, `{entry.filename}`"
-
-
-def table(columns, rows):
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, ["---"] * len(columns), *rows]) + "\n"
-
-
-if __name__ == "__main__":
-    run(main)

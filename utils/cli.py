@@ -60,13 +60,13 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
     return cfg, opts
 
 
-def run(main):
-    """Run a main; what the user can mend becomes one line on stderr and exit code 2.
+def run(main, *arguments):
+    """Run main(*arguments); what the user can mend becomes one line on stderr and exit code 2.
 
     The full traceback goes to the log file of a run that has begun, or to the console with SIMMIM_TRACEBACK=1.
     """
     try:
-        main()
+        main(*arguments)
         distributed.stop()
         code = 0
     except KeyboardInterrupt:

@@ -58,6 +58,13 @@ class Setting:
         return self.kind + (" or None" if self.optional else "")
 
     @property
+    def row(self):
+        """[default, valid values, what reads it, meaning] in a few words, for tables."""
+        default = '""' if self.default == "" else str(self.default)
+        read_by = "all" if self.jobs is None else ", ".join(self.jobs)
+        return [default, self.values, read_by, self.meaning + (f" ({self.unit})" if self.unit else "")]
+
+    @property
     def values(self):
         """Valid values in a few words, for tables."""
         if self.choices:

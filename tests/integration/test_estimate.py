@@ -18,7 +18,7 @@ from tools.estimate import IMAGENET_TRAIN, count_model, memory_rows, training_lo
 from utils.costs import empty_copies, no_memory, num_bytes, training_memory
 
 ROOT = Path(__file__).resolve().parents[2]
-SWIN_B = "configs/swin_base__100ep/simmim_{}__swin_base__img{}__100ep.yaml"
+SWIN_B = "configs/swin_base/simmim_{}__swin_base__img{}__100ep.yaml"
 DEMO = "configs/demo/simmim_pretrain__swin_nano__img64.yaml"
 SIZE = 64
 SQUARE = {"DATA.IMG_SIZE": SIZE, "DATA.BATCH_SIZE": 8, "AMP_OPT_LEVEL": "O0"}

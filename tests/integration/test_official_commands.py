@@ -23,16 +23,16 @@ V2_PRETRAIN = {**SMALL_SWINV2, "DATA.IMG_SIZE": 96}
 V2_FINETUNE = {**SMALL_SWINV2, "DATA.IMG_SIZE": 112, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": "[12,12]"}
 # windows keep the sizes of the recipes; images of 96 px = 24 and 12 tokens, of 56 px = 14 and 7, of 112 px = 28 and 14
 PRETRAIN = {
-    "swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
-    "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
-    "swin_large__800ep/simmim_pretrain__swin_large__img192_window12__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
-    "vit_base__800ep/simmim_pretrain__vit_base__img224__800ep": SMALL_VIT,
+    "swin_base/simmim_pretrain__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
+    "swin_base/simmim_pretrain__swin_base__img192_window6__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
+    "swin_large/simmim_pretrain__swin_large__img192_window12__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 96},
+    "vit_base/simmim_pretrain__vit_base__img224__800ep": SMALL_VIT,
     "swinv2_small/simmim_pretrain__swinv2_small__img192_window12__800ep": V2_PRETRAIN,
-    "swinv2_base__800ep/simmim_pretrain__swinv2_base__img192_window12__800ep": V2_PRETRAIN,
+    "swinv2_base/simmim_pretrain__swinv2_base__img192_window12__800ep": V2_PRETRAIN,
     "swinv2_large/simmim_pretrain__swinv2_large__img192_window12__800ep": V2_PRETRAIN,
     "swinv2_huge/simmim_pretrain__swinv2_huge__img192_window12__800ep": V2_PRETRAIN,
-    "swinv2_giant/simmim_pretrain__swinv2_giant__img192_window12__800ep": V2_PRETRAIN,
-    "swinv2_g/simmim_pretrain__swinv2_g__img192_window12__20ep": V2_PRETRAIN,
+    "swinv2_giant_1b/simmim_pretrain__swinv2_giant_1b__img192_window12__800ep": V2_PRETRAIN,
+    "swinv2_giant_3b/simmim_pretrain__swinv2_giant_3b__img192_window12__20ep": V2_PRETRAIN,
     "mae/mae_pretrain__vit_base__img224__800ep": SMALL_MAE,
     "mae/mae_pretrain__vit_base__img224__1600ep": SMALL_MAE,
     "mae/mae_pretrain__vit_large__img224__1600ep": SMALL_MAE,
@@ -49,18 +49,18 @@ PRETRAIN = {
     "mixmim/mixmim_pretrain__mixmim_huge__img224__600ep": MIXMIM_PRETRAIN,
 }
 FINETUNE = {
-    "swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 48},
-    "swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
-    "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
-    "swin_large__800ep/simmim_finetune__swin_large__img224_window14__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
-    "vit_base__800ep/simmim_finetune__vit_base__img224__800ep": SMALL_VIT,
+    "swin_base/simmim_finetune__swin_base__img192_window6__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 48},
+    "swin_base/simmim_finetune__swin_base__img224_window7__100ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
+    "swin_base/simmim_finetune__swin_base__img224_window7__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
+    "swin_large/simmim_finetune__swin_large__img224_window14__800ep": {**SMALL_SWIN, "DATA.IMG_SIZE": 56},
+    "vit_base/simmim_finetune__vit_base__img224__800ep": SMALL_VIT,
     "swinv2_small/simmim_finetune__swinv2_small__img224_window14__800ep": V2_FINETUNE,
-    "swinv2_base__800ep/simmim_finetune__swinv2_base__img224_window14__800ep": V2_FINETUNE,
+    "swinv2_base/simmim_finetune__swinv2_base__img224_window14__800ep": V2_FINETUNE,
     "swinv2_large/simmim_finetune__swinv2_large__img224_window14__800ep": V2_FINETUNE,
     "swinv2_huge/simmim_finetune__swinv2_huge__img224_window14__800ep": V2_FINETUNE,
     "swinv2_huge/simmim_finetune__swinv2_huge__img512_window32__800ep": {**V2_FINETUNE, "DATA.IMG_SIZE": 128},
-    "swinv2_giant/simmim_finetune__swinv2_giant__img224_window14__800ep": V2_FINETUNE,
-    "swinv2_g/simmim_finetune__swinv2_g__img224_window14__20ep": V2_FINETUNE,
+    "swinv2_giant_1b/simmim_finetune__swinv2_giant_1b__img224_window14__800ep": V2_FINETUNE,
+    "swinv2_giant_3b/simmim_finetune__swinv2_giant_3b__img224_window14__20ep": V2_FINETUNE,
     "mae/mae_finetune__vit_base__img224": SMALL_VIT,
     "mae/mae_finetune__vit_large__img224": SMALL_VIT,
     "mae/mae_finetune__vit_huge__img224": {**SMALL_VIT, "DATA.IMG_SIZE": 56},
@@ -79,8 +79,8 @@ FINETUNE = {
         **MIXMIM_FINETUNE, "MODEL.MIXMIM.WINDOW_SIZES": "[16,16]", "DATA.IMG_SIZE": 128},
     "mixmim/mixmim_finetune__mixmim_huge__img224__600ep": MIXMIM_FINETUNE,
 }
-RELEASED = "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep"
-PRETRAINED = "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep"
+RELEASED = "swin_base/simmim_finetune__swin_base__img224_window7__800ep"
+PRETRAINED = "swin_base/simmim_pretrain__swin_base__img192_window6__800ep"
 
 
 def recipe(name):
@@ -185,7 +185,7 @@ def test_official_finetuning_recipe_takes_every_weight_of_its_pretraining(name, 
 
 
 def test_pretraining_recipe_trains_in_mixed_precision_when_asked_for(forks, images, tmp_path):
-    name = "swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep"
+    name = "swin_base/simmim_pretrain__swin_base__img192_window6__100ep"
     result = forks.run("main_simmim.py", "--cfg", recipe(name), "--batch-size", 8, "--data-path", images / "train", "--output",
                        tmp_path, "--amp-opt-level", "O1", "--use-checkpoint", *opts(PRETRAIN[name])).checked()
     assert "mixed bfloat16" in result.out
@@ -194,7 +194,7 @@ def test_pretraining_recipe_trains_in_mixed_precision_when_asked_for(forks, imag
 
 
 def test_local_rank_flags_of_old_launchers_are_accepted(forks, images, tmp_path):
-    name = "vit_base__800ep/simmim_pretrain__vit_base__img224__800ep"
+    name = "vit_base/simmim_pretrain__vit_base__img224__800ep"
     for flag in ("--local_rank=0", "--local-rank=0"):
         forks.run("main_simmim.py", flag, "--cfg", recipe(name), "--batch-size", 8, "--throughput", *opts(SMALL_VIT)).checked()
 

@@ -41,10 +41,9 @@ def opts_of(overrides):
 
 
 def recipe_path(name):
-    """simmim_pretrain__swin_base__img192_window6__100ep -> configs/swin_base__100ep/<name>.yaml"""
+    """simmim_pretrain__swin_base__img192_window6__100ep -> configs/swin_base/<name>.yaml"""
     name = name.removeprefix(OTHER_REPOSITORY)
-    parts = name.split("__")
-    return REPOSITORY / "configs" / f"{parts[1]}__{parts[-1]}" / f"{name}.yaml"
+    return REPOSITORY / "configs" / name.split("__")[1] / f"{name}.yaml"
 
 
 def names_of_groups(model, optimizer):

@@ -19,12 +19,12 @@ FIXTURES = REPOSITORY / "tests" / "parity" / "fixtures" / "mim"
 MEASURED = json.loads((FIXTURES / "mmpretrain_flops_measured.json").read_text())["runs"]
 LISTED = json.loads((FIXTURES / "mmpretrain_flops_listed.json").read_text())
 RECIPES = {  # start of the file name of a config there: recipe here
-    "simmim_swin-base-w6": "swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep",
-    "simmim_swin-large-w12": "swin_large__800ep/simmim_pretrain__swin_large__img192_window12__800ep",
-    "swin-base-w6_8xb256": "swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep",
-    "swin-base-w7_8xb256": "swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep",
-    "swin-base_16xb64": "swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep",
-    "swin-large-w14_8xb256": "swin_large__800ep/simmim_finetune__swin_large__img224_window14__800ep",
+    "simmim_swin-base-w6": "swin_base/simmim_pretrain__swin_base__img192_window6__100ep",
+    "simmim_swin-large-w12": "swin_large/simmim_pretrain__swin_large__img192_window12__800ep",
+    "swin-base-w6_8xb256": "swin_base/simmim_finetune__swin_base__img192_window6__100ep",
+    "swin-base-w7_8xb256": "swin_base/simmim_finetune__swin_base__img224_window7__100ep",
+    "swin-base_16xb64": "swin_base/simmim_finetune__swin_base__img224_window7__100ep",
+    "swin-large-w14_8xb256": "swin_large/simmim_finetune__swin_large__img224_window14__800ep",
     "mae_vit-base-p16": "mae/mae_pretrain__vit_base__img224__800ep",
     "mae_vit-large-p16": "mae/mae_pretrain__vit_large__img224__1600ep",
     "mae_vit-huge-p14": "mae/mae_pretrain__vit_huge__img224__1600ep",

@@ -5,17 +5,13 @@ from dataclasses import replace
 import pytest
 
 from models.weights import zoo
-from tools import models_page
+from tools import models_page, pages
 
-PAGE = models_page.PAGE.read_text(encoding="utf-8")
+PAGE = pages.path_of("models").read_text(encoding="utf-8")
 
 
 def rows(text):
     return [line for line in text.splitlines() if line.startswith("| `")]
-
-
-def test_page_is_in_step_with_the_data():
-    assert models_page.page() == PAGE, "run python tools/models_page.py"
 
 
 def test_page_has_a_row_for_every_model_and_every_other_name():
@@ -28,7 +24,7 @@ def test_page_has_a_row_for_every_model_and_every_other_name():
 def test_recipes_that_the_page_links_to_exist():
     linked = set(re.findall(r"\]\(\.\./(.+?)\)", PAGE))
     assert len(linked) > 20
-    assert [path for path in linked if not (models_page.ROOT / path).exists()] == []
+    assert [path for path in linked if not (pages.ROOT / path).exists()] == []
 
 
 def test_row_leaves_open_what_is_not_known():
@@ -53,14 +49,3 @@ def test_row_has_the_facts_of_a_model(name, pieces):
 def test_page_says_where_flops_were_counted_at_another_size():
     section = PAGE.partition("### SimMIM: pre-trained")[2].partition("###")[0]
     assert "GFLOPs: measured at 224 px, where windows of 6 pad the maps; at the 192 px of its training it is 11.30." in section
-
-
-def test_tool_writes_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models_page, "PAGE", tmp_path / "models.md")
-    monkeypatch.setattr("sys.argv", ["models_page.py"])
-    models_page.main()
-    assert (tmp_path / "models.md").read_text(encoding="utf-8") == PAGE
-    assert f"{len(zoo.entries())} models" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["models_page.py", "--print"])
-    models_page.main()
-    assert capsys.readouterr().out == PAGE

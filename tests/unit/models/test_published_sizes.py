@@ -45,17 +45,17 @@ PARAMETERS = {
     "simmim_pretrain__swinv2_huge__img192_window12__800ep": 663_865_098,
     "simmim_finetune__swinv2_huge__img224_window14__800ep": 658_027_922,
     "simmim_finetune__swinv2_huge__img512_window32__800ep": 658_027_922,
-    "simmim_pretrain__swinv2_g__img192_window12__20ep": G_PRETRAIN + G_EXTRA_NORMS,
+    "simmim_pretrain__swinv2_giant_3b__img192_window12__20ep": G_PRETRAIN + G_EXTRA_NORMS,
     # without mask token and decoder, with a head
-    "simmim_finetune__swinv2_g__img224_window14__20ep":
+    "simmim_finetune__swinv2_giant_3b__img224_window14__20ep":
         G_PRETRAIN + G_EXTRA_NORMS - 512 - (4096 + 1) * 3 * 32 ** 2 + (4096 + 1) * 1000,
     # nothing was recorded: our count of the encoder, which MODEL_HUB confirms as rounded, and what the widths add to it
     "simmim_pretrain__swinv2_small__img192_window12__800ep": 48_959_418 + 96 + (768 + 1) * 3 * 32 ** 2,
     "simmim_finetune__swinv2_small__img224_window14__800ep": 48_959_418 + (768 + 1) * 1000,
     "simmim_pretrain__swinv2_large__img192_window12__800ep": 195_202_932 + 192 + (1536 + 1) * 3 * 32 ** 2,
     "simmim_finetune__swinv2_large__img224_window14__800ep": 195_202_932 + (1536 + 1) * 1000,
-    "simmim_pretrain__swinv2_giant__img192_window12__800ep": 1_060_976_996 + 448 + (3584 + 1) * 3 * 32 ** 2,
-    "simmim_finetune__swinv2_giant__img224_window14__800ep": 1_060_976_996 + (3584 + 1) * 1000,
+    "simmim_pretrain__swinv2_giant_1b__img192_window12__800ep": 1_060_976_996 + 448 + (3584 + 1) * 3 * 32 ** 2,
+    "simmim_finetune__swinv2_giant_1b__img224_window14__800ep": 1_060_976_996 + (3584 + 1) * 1000,
     # the official MAE (tests/parity/fixtures/mim/mae_model_keys.json), frozen position tables included
     "mae_pretrain__vit_base__img224__800ep": 111_907_840,
     "mae_pretrain__vit_base__img224__1600ep": 111_907_840,
@@ -100,7 +100,7 @@ PARAMETERS = {
 }
 MAINS = {"pretrain": "simmim.py", "finetune": "finetune.py", "linprobe": "linprobe.py"}
 # MODELHUB.md of github.com/microsoft/Swin-Transformer, "model size counts only the backbone weights"
-MODEL_HUB = {"small": "49M", "base": "87M", "large": "195M", "huge": "655M", "giant": "1.06B"}
+MODEL_HUB = {"small": "49M", "base": "87M", "large": "195M", "huge": "655M", "giant_1b": "1.06B"}
 
 
 def model_of(name):
@@ -152,10 +152,10 @@ def commands_of(name):
 
 
 @each_recipe
-def test_readme_has_the_commands_of_the_recipe(name):
-    readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
+def test_page_of_recipes_has_the_commands_of_the_recipe(name):
+    page = " ".join((REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
     assert len(commands_of(name)) == (1 if "pretrain" in name else 2)
-    assert [command for command in commands_of(name) if command not in readme] == []
+    assert [command for command in commands_of(name) if command not in page] == []
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------
