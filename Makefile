@@ -1,16 +1,24 @@
 # make demo: pre-train, draw reconstructions, fine-tune, evaluate on drawn images (no GPU, no data needed)
-# make test: all tests        make lint: ruff        make clean: remove the virtual environment and demo output
+# make test: tests of every part, in minutes      make test-all: all tests, the slow ones too      make lint: ruff
+# make clean: remove the virtual environment and demo output
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# a worker for each core, up to eight; each computes with one thread (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-slow test-all lint setup clean
 
 demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: setup
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 lint: setup
 	$(BIN)/ruff check .

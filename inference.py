@@ -14,6 +14,37 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.cli import run
+from utils.settings import TASKS
+
+FEATURE_KINDS = ("map", "pooled", "tokens")
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders with images in or below them")
+    parser.add_argument("--model", metavar="NAME|RECIPE", help="name from --list, or a YAML file (see configs/)")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the released weights of the name")
+    parser.add_argument("--weights-dir", metavar="FOLDER", help="where released weights lie")
+    parser.add_argument("--task", choices=TASKS, help="what a recipe is for, where it does not tell")
+    parser.add_argument("--classes", metavar="FILE", help="text file with a class name a line, or the data folder of training")
+    parser.add_argument("--topk", type=int, metavar="N", help="best classes to print (default: 5)")
+    parser.add_argument("--json", action="store_const", const=True, help="print predictions as JSON")
+    parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`")
+    parser.add_argument("--output", choices=FEATURE_KINDS, help="of what kind; see docs/inference.md")
+    parser.add_argument("--reconstruct", metavar="OUT.png", help="draw reconstructions, a row an image")
+    parser.add_argument("--mask-ratio", type=float, metavar="SHARE", help="hidden share (default: the recipe's)")
+    parser.add_argument("--seed", type=int, help="of the masks (default: 0)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: 32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list the names that --model takes")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
 import numpy as np
 import torch
 from PIL import Image
@@ -25,9 +56,8 @@ from data.datasets import class_names, image_files
 from data.inputs import Preparation, as_list
 from data.masks import draw_masks
 from data.transforms import eval_transform, heldout_transform
-from models.recipes import TASKS, build, load_into, open_recipe
+from models.recipes import build, load_into, open_recipe
 from models.weights import zoo
-from utils.cli import run
 from utils.pictures import picture_grid
 from utils.precision import build_precision
 from utils.registry import pick
@@ -309,8 +339,7 @@ def _sheet(model, images, masks):
 
 # ---- command line -------------------------------------------------------------------------------------------------
 
-def main():
-    args = parse_arguments()
+def main(args):
     if args.list is not None:
         return print_models(args)
     check_arguments(args)
@@ -381,28 +410,6 @@ def check_target(flag, target):
         raise ValueError(f"{flag} {target}: {folder} is no folder that can be written to. Make it, or choose another.")
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders with images in or below them")
-    parser.add_argument("--model", metavar="NAME|RECIPE", help="name from --list, or a YAML file (see configs/)")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the released weights of the name")
-    parser.add_argument("--weights-dir", metavar="FOLDER", help="where released weights lie")
-    parser.add_argument("--task", choices=TASKS, help="what a recipe is for, where it does not tell")
-    parser.add_argument("--classes", metavar="FILE", help="text file with a class name a line, or the data folder of training")
-    parser.add_argument("--topk", type=int, metavar="N", help="best classes to print (default: 5)")
-    parser.add_argument("--json", action="store_const", const=True, help="print predictions as JSON")
-    parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`")
-    parser.add_argument("--output", choices=sorted(FEATURES), help="of what kind; see docs/inference.md")
-    parser.add_argument("--reconstruct", metavar="OUT.png", help="draw reconstructions, a row an image")
-    parser.add_argument("--mask-ratio", type=float, metavar="SHARE", help="hidden share (default: the recipe's)")
-    parser.add_argument("--seed", type=int, help="of the masks (default: 0)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: 32)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
-    parser.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list the names that --model takes")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
-    return parser.parse_intermixed_args()
-
-
 def print_models(args):
     """A table of the models whose names fit --list, of --task."""
     others = [name for name, value in vars(args).items() if value and name not in ("list", "task")]
@@ -433,4 +440,4 @@ def print_predictions(paths, results, as_json):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

@@ -6,6 +6,11 @@
 """
 import logging
 
+from utils.cli import parse_arguments, run
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments(__doc__)  # before the imports that take seconds
+
 from torch.nn import functional as F
 
 from config import load_config, run_folder, scaled_config
@@ -30,13 +35,12 @@ from optimizer import build_optimizer
 from resume import compare_classes, resume
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import parse_arguments, run
 
 log = logging.getLogger("simmim.main")
 
 
-def main():
-    config = load_config(*parse_arguments(__doc__))
+def main(cfg, opts):
+    config = load_config(cfg, opts)
     if config.EVAL_MODE and not config.MODEL.RESUME and not config.PRETRAINED:
         raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")
     device, precision = start(config)
@@ -104,4 +108,4 @@ def train(model, loaders, config, device, precision):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, *ARGUMENTS)

@@ -9,6 +9,23 @@
 """
 import logging
 
+from utils.cli import parse_arguments, run
+
+FLAGS = {
+    "--layer": ("PROBE.LAYER", str, "block to probe: from 1, or from the end -1; last = normalised output"),
+    "--feature": ("PROBE.FEATURE", str, "mean of the patch tokens, or cls"),
+    "--cache": ("PROBE.CACHE", str, "folder of extracted features"),
+}
+SWITCHES = {
+    "--sweep": ("PROBE.SWEEP", "probe every layer"),
+    "--augment": ("PROBE.AUGMENT", "train on random crops and flips"),
+    "--knn": ("PROBE.KNN", "classify by nearest neighbours, train nothing"),
+    "--random-encoder": ("PROBE.RANDOM_ENCODER", "probe an untrained encoder, to compare with"),
+}
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments(__doc__, flags=FLAGS, switches=SWITCHES)  # before the imports that take seconds
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -36,27 +53,15 @@ from optimizer import build_optimizer
 from resume import check_fixed, compare_classes, resume
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import parse_arguments, run
 from utils.knn import count_correct
 
 log = logging.getLogger("simmim.main")
 
-FLAGS = {
-    "--layer": ("PROBE.LAYER", str, "block to probe: from 1, or from the end -1; last = normalised output"),
-    "--feature": ("PROBE.FEATURE", str, "mean of the patch tokens, or cls"),
-    "--cache": ("PROBE.CACHE", str, "folder of extracted features"),
-}
-SWITCHES = {
-    "--sweep": ("PROBE.SWEEP", "probe every layer"),
-    "--augment": ("PROBE.AUGMENT", "train on random crops and flips"),
-    "--knn": ("PROBE.KNN", "classify by nearest neighbours, train nothing"),
-    "--random-encoder": ("PROBE.RANDOM_ENCODER", "probe an untrained encoder, to compare with"),
-}
 FIXED = ("PROBE.LAYER", "PROBE.SWEEP", "PROBE.FEATURE")  # a head is worth nothing on other features
 
 
-def main():
-    config = load_config(*parse_arguments(__doc__, flags=FLAGS, switches=SWITCHES))
+def main(cfg, opts):
+    config = load_config(cfg, opts)
     check_probing(config)
     device, precision = start(config)
     if config.THROUGHPUT_MODE:
@@ -176,4 +181,4 @@ def report(records):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, *ARGUMENTS)

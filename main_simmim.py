@@ -6,6 +6,11 @@
 """
 import logging
 
+from utils.cli import parse_arguments, run
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments(__doc__)  # before the imports that take seconds
+
 import torch
 
 from config import check_pretraining, load_config, pixel_statistics, run_folder, scaled_config
@@ -29,15 +34,14 @@ from optimizer import build_optimizer
 from resume import resume, save_encoder
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import parse_arguments, run
 from utils.pictures import picture_grid
 from utils.sharding import gathered
 
 log = logging.getLogger("simmim.main")
 
 
-def main():
-    config = load_config(*parse_arguments(__doc__))
+def main(cfg, opts):
+    config = load_config(cfg, opts)
     check_pretraining(config)
     device, precision = start(config)
     if config.THROUGHPUT_MODE:
@@ -112,4 +116,4 @@ def picture(job, dataset):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, *ARGUMENTS)

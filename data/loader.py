@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import with_values
@@ -134,6 +133,8 @@ def build_mixup(config, num_classes):
     aug = config.AUG
     if not mixing_is_on(config):
         return None
+    from timm.data import Mixup  # slow to import, and only fine-tuning needs it
+
     return Mixup(mixup_alpha=aug.MIXUP, cutmix_alpha=aug.CUTMIX, cutmix_minmax=aug.CUTMIX_MINMAX, prob=aug.MIXUP_PROB,
                  switch_prob=aug.MIXUP_SWITCH_PROB, mode=aug.MIXUP_MODE, label_smoothing=config.MODEL.LABEL_SMOOTHING,
                  num_classes=num_classes)

@@ -13,33 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torchvision.models.detection import MaskRCNN  # noqa: E402
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead  # noqa: E402
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor  # noqa: E402
-from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
-
-from config import pixel_statistics  # noqa: E402
-from examples.pyramid import Pyramid, load_encoder  # noqa: E402
-from examples.shapes import SHAPES, draw_scene  # noqa: E402
-from utils.cli import positive, run  # noqa: E402
+from utils.cli import positive, run
 
 RECIPE = ROOT / "configs/demo/simmim_pretrain__swin_nano__img64.yaml"
-CHANNELS = 64
 
 
-def main():
-    args = parse_arguments()
-    torch.manual_seed(args.seed)
-    model = build_detector(*load_encoder(args.cfg, args.size, args.pretrained, args.opts), args.size)
-    train(model, args)
-    found, objects, wrong = evaluate(model, args)
-    print(f"held-out images: {found} of {objects} objects found (mask IoU over 0.5), {wrong} detections wrong")
-
-
-def parse_arguments():
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default=RECIPE, metavar="FILE", help="recipe of the encoder (default: a small Swin)")
     parser.add_argument("--pretrained", default="", metavar="FILE", help="checkpoint of the encoder")
@@ -49,7 +28,33 @@ def parse_arguments():
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW (default: 1e-3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
-    return parser.parse_args()
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import numpy as np
+import torch
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from config import pixel_statistics
+from examples.pyramid import Pyramid, load_encoder
+from examples.shapes import SHAPES, draw_scene
+
+CHANNELS = 64
+
+
+def main(args):
+    torch.manual_seed(args.seed)
+    model = build_detector(*load_encoder(args.cfg, args.size, args.pretrained, args.opts), args.size)
+    train(model, args)
+    found, objects, wrong = evaluate(model, args)
+    print(f"held-out images: {found} of {objects} objects found (mask IoU over 0.5), {wrong} detections wrong")
 
 
 def build_detector(encoder, config, size):
@@ -107,4 +112,4 @@ def evaluate(model, args, num_images=16, least_score=0.5):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

@@ -14,17 +14,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from config import image_size, pixel_statistics  # noqa: E402
-from examples.pyramid import StageMaps, load_encoder  # noqa: E402
-from examples.shapes import SHAPES, class_map, draw_scene  # noqa: E402
-from utils.cli import positive, run  # noqa: E402
+from utils.cli import positive, run
 
 RECIPE = ROOT / "configs/demo/simmim_pretrain__swin_nano__img64.yaml"
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", default=RECIPE, metavar="FILE", help="recipe of the encoder (default: a small Swin)")
+    parser.add_argument("--pretrained", default="", metavar="FILE", help="checkpoint of the encoder")
+    parser.add_argument("--freeze", action="store_true", help="train the head only")
+    parser.add_argument("--size", type=int, default=128, help="pixels per side of the images (default: 128)")
+    parser.add_argument("--steps", type=positive(int), default=120, help="of training (default: 120)")
+    parser.add_argument("--batch-size", type=positive(int), default=8, help="images of a step (default: 8)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: 2e-3)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from config import image_size, pixel_statistics
+from examples.pyramid import StageMaps, load_encoder
+from examples.shapes import SHAPES, class_map, draw_scene
+
 CHANNELS = 64
 
 
@@ -61,28 +81,13 @@ class Segmenter(nn.Module):
         return F.interpolate(self.classify(summed), images.shape[2:], mode="bilinear")
 
 
-def main():
-    args = parse_arguments()
+def main(args):
     torch.manual_seed(args.seed)
     model = Segmenter(*load_encoder(args.cfg, args.size, args.pretrained, args.opts), len(SHAPES), args.freeze)
     train(model, args)
     overlaps = evaluate(model, args)
     print("held-out images: IoU " + ", ".join(f"{name} {iou:.3f}" for name, iou in zip(SHAPES, overlaps, strict=True))
           + f", mean {np.mean(overlaps):.3f}")
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", default=RECIPE, metavar="FILE", help="recipe of the encoder (default: a small Swin)")
-    parser.add_argument("--pretrained", default="", metavar="FILE", help="checkpoint of the encoder")
-    parser.add_argument("--freeze", action="store_true", help="train the head only")
-    parser.add_argument("--size", type=int, default=128, help="pixels per side of the images (default: 128)")
-    parser.add_argument("--steps", type=positive(int), default=120, help="of training (default: 120)")
-    parser.add_argument("--batch-size", type=positive(int), default=8, help="images of a step (default: 8)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: 2e-3)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
-    return parser.parse_args()
 
 
 def draw_batch(rng, size, count):
@@ -116,4 +121,4 @@ def evaluate(model, args, num_images=32):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

@@ -10,14 +10,13 @@ from models.weights import zoo
 from models.weights.pretrained import Report, load_pretrained
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.registry import pick
-from utils.settings import LABELLED
+from utils.settings import JOBS, LABELLED, TASKS
 from utils.sharding import assign
 
 log = logging.getLogger("simmim.recipes")
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = ("pretrain", "classification", "probe")
-TASK_OF_JOB = {"pretrain": "pretrain", "finetune": "classification", "probe": "probe"}
+TASK_OF_JOB = dict(zip(JOBS, TASKS, strict=True))
 NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
 WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",
          "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE"}
@@ -50,21 +49,22 @@ class Recipe:
 def task_of(config, name="the config"):
     """What a recipe is for: pretrain, classification or probe.
 
-    The settings it makes tell: those that only one job reads, as declared. Where they tell nothing, or several things, as
-    they do for a Config, MODEL.NAME does, if it holds pretrain, finetune or linprobe; else settings of labelled images.
-    Raises: ValueError where none does.
+    The settings it makes tell: those that, as declared, only one job reads, or only those with labels (which are taken for
+    fine-tuning where nothing says probe). Where they tell nothing, or several things, as they do for a Config, MODEL.NAME
+    does, if it holds pretrain, finetune or linprobe.
+    Raises: ValueError where neither does.
     """
-    readers = [settings()[key].jobs or () for key in config.given]
+    readers = {settings()[key].jobs or () for key in config.given}
     set_for = {TASK_OF_JOB[jobs[0]] for jobs in readers if len(jobs) == 1}
     if config.TRAIN.OPTIMIZER.NAME == "lars":
         set_for.add("probe")
+    if LABELLED in readers and "probe" not in set_for:
+        set_for.add("classification")
     if len(set_for) == 1:
         return set_for.pop()
     named = {task for word, task in NAMES.items() if word in config.MODEL.NAME}
     if len(named) == 1:
         return named.pop()
-    if not set_for and LABELLED in readers:
-        return "classification"
     found = f"has settings of {' and '.join(sorted(set_for))}" if set_for else "has no setting that only one task reads"
     raise ValueError(f"{name} does not tell what it is for: it {found}, and MODEL.NAME={config.MODEL.NAME!r} says none of "
                      f"{', '.join(NAMES)}. Pass task= to get_model (--task), {', '.join(TASKS[:-1])} or {TASKS[-1]}.")

@@ -17,24 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-import torch  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from config import encoder_config, image_size, load_config  # noqa: E402
-from data.masks import draw_masks  # noqa: E402
-from engine import Updater, wait_for  # noqa: E402
-from models import build_model  # noqa: E402
-from models.encoders.mixmim import BLOCKED  # noqa: E402
-from models.encoders.swin import keep_apart  # noqa: E402
-from optimizer import build_optimizer  # noqa: E402
-from utils import distributed  # noqa: E402
-from utils.cli import positive, run  # noqa: E402
-from utils.meters import peak_memory_mb  # noqa: E402
-from utils.precision import build_precision  # noqa: E402
-from utils.seeding import rng_for, seed_globals  # noqa: E402
+from utils.cli import positive, run
 
 
-def main():
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="images/s and peak memory of the training step")
@@ -52,7 +38,29 @@ def main():
     mixing.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
     mixing.add_argument("--batch-size", type=positive(int), help="images (default: the recipe's DATA.BATCH_SIZE)")
     mixing.add_argument("--rounds", type=positive(int), default=20, help="timed rounds (default: %(default)s)")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import torch
+from torch.nn import functional as F
+
+from config import encoder_config, image_size, load_config
+from data.masks import draw_masks
+from engine import Updater, wait_for
+from models import build_model
+from models.encoders.mixmim import BLOCKED
+from models.encoders.swin import keep_apart
+from optimizer import build_optimizer
+from utils import distributed
+from utils.meters import peak_memory_mb
+from utils.precision import build_precision
+from utils.seeding import rng_for, seed_globals
+
+
+def main(args):
     {"step": benchmark_step, "mixing": benchmark_mixing}[args.command](args)
 
 
@@ -180,4 +188,4 @@ def describe(device, args):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

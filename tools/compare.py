@@ -17,22 +17,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
-from config import encoder_config, flatten, load_config, run_folder  # noqa: E402
-from utils.cli import run  # noqa: E402
-from utils.tables import aligned  # noqa: E402
+from utils.cli import run
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", type=Path, help="pre-training recipes (default: all of configs/demo)")
+    parser.add_argument("--output", default="output/compare", help="where the runs go (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the table here as well")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings for every step, see config.py")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+from config import encoder_config, flatten, load_config, run_folder
+from utils.tables import aligned
 
 NEIGHBOURS = 20
 NOTE = f"""linear, kNN (k = {NEIGHBOURS}), fine-tuned: top-1 on the validation images, in percent
 loss: on held-out images, in units of the method, so not to be compared between methods; minutes: of pre-training"""
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", type=Path, help="pre-training recipes (default: all of configs/demo)")
-    parser.add_argument("--output", default="output/compare", help="where the runs go (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the table here as well")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings for every step, see config.py")
-    args = parser.parse_args()
+def main(args):
     recipes = args.recipes or sorted((ROOT / "configs" / "demo").glob("*_pretrain__*.yaml"))
     rows = [compare(Path(recipe).resolve(), args) for recipe in recipes]
     print(f"\n{table(rows)}\n\n{NOTE}")
@@ -117,4 +125,4 @@ def table(rows):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

@@ -9,16 +9,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import run
 
 
-def main():
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="folder ckpt_epoch_N of a sharded run, or any checkpoint file")
     parser.add_argument("target", type=Path, help=".pth, or .safetensors (weights alone)")
     parser.add_argument("--encoder", action="store_true", help="only the weights of the encoder, for --pretrained")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of
+
+
+def main(args):
     if args.target.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"{args.target} must end in .pth or .safetensors.")
     if args.target.exists():
@@ -39,4 +47,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

@@ -11,9 +11,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout  # noqa: E402
-from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import run
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", help="checkpoint: .pth, .safetensors, or the folder of a sharded run")
+    parser.add_argument("target", nargs="?", type=Path, help=".pth or .safetensors file to write")
+    parser.add_argument("--to", metavar="LAYOUT", help="whose names the target has, see --list")
+    parser.add_argument("--from", dest="from_layout", metavar="LAYOUT", help="what the file has to be; told by its names if "
+                                                                             "left out")
+    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser.add_argument("--list", action="store_true", help="show layouts and the encoders that each takes")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
+from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
            "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
@@ -55,16 +72,7 @@ def convert(source, target, to, from_layout=None, force=False):
     return lines
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="?", help="checkpoint: .pth, .safetensors, or the folder of a sharded run")
-    parser.add_argument("target", nargs="?", type=Path, help=".pth or .safetensors file to write")
-    parser.add_argument("--to", metavar="LAYOUT", help=f"one of {', '.join(LAYOUTS)}")
-    parser.add_argument("--from", dest="from_layout", metavar="LAYOUT", help="what the file has to be; told by its names if "
-                                                                             "left out")
-    parser.add_argument("--force", action="store_true", help="write over an existing file")
-    parser.add_argument("--list", action="store_true", help="show layouts and the encoders that each takes")
-    args = parser.parse_args()
+def main(args):
     if args.list:
         return list_layouts()
     if args.source is None or args.target is None or args.to is None:
@@ -73,4 +81,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

@@ -19,16 +19,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
-from config import load_config, run_folder  # noqa: E402
 
-
-def main():
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", action="store_true", help="a small ViT instead of a small Swin")
     parser.add_argument("--output", default="output/demo", help="where the runs go (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="remove the results of an earlier demo first")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings for every step, see config.py")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+from config import load_config, run_folder
+
+
+def main(args):
     encoder = "vit_nano" if args.vit else "swin_nano"
     recipes = {stage: f"configs/demo/simmim_{stage}__{encoder}__img64.yaml" for stage in ("pretrain", "finetune")}
     if args.fresh:
@@ -101,4 +108,4 @@ curves:          tensorboard --logdir {Path(pretrained).parents[0].parent}""")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ARGUMENTS))

@@ -30,14 +30,38 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-import torch  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from utils.cli import positive, run
 
-from config import encoder_config, image_size, images_per_step, load_config, scaled_config  # noqa: E402
-from data.masks import build_mask_generator  # noqa: E402
-from models import build_model  # noqa: E402
-from utils.cli import positive, run  # noqa: E402
-from utils.costs import (  # noqa: E402
+IMAGENET_TRAIN = 1281167
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    parser.add_argument("--gpus", nargs="+", type=positive(int), default=[1, 8, 16], metavar="N", help="default: 1 8 16")
+    parser.add_argument("--images", type=positive(int), default=IMAGENET_TRAIN, help="of an epoch (default: ImageNet-1K's)")
+    parser.add_argument("--throughput", type=positive(float), metavar="IMAGES/S", help="of one GPU in training")
+    parser.add_argument("--peak-tflops", type=positive(float), metavar="X", help="of one GPU, with --utilization")
+    parser.add_argument("--utilization", type=positive(float), metavar="SHARE", help="of that peak, above 0 and up to 1")
+    stage = parser.add_mutually_exclusive_group()
+    stage.add_argument("--pretrain", dest="stage", action="store_const", const="pretrain",
+                       help="default, unless MODEL.NAME says finetune")
+    stage.add_argument("--finetune", dest="stage", action="store_const", const="finetune")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import torch
+from torch.nn import functional as F
+
+from config import encoder_config, image_size, images_per_step, load_config, scaled_config
+from data.masks import build_mask_generator
+from models import build_model
+from utils.costs import (
     AsOnCuda,
     empty_copies,
     no_memory,
@@ -47,17 +71,15 @@ from utils.costs import (  # noqa: E402
     training_flops,
     training_memory,
 )
-from utils.registry import pick  # noqa: E402
+from utils.registry import pick
 
-IMAGENET_TRAIN = 1_281_167
 MOMENTS = {"adamw": 2, "sgd": 1, "fused_adam": 2, "fused_lamb": 2}  # fp32 values of the optimizer for each parameter
 MIXED = torch.bfloat16  # where a GPU has float16 only, sizes are the same
 FP32 = 4                # bytes
 RESERVE = 1.15
 
 
-def main():
-    args = parse_arguments()
+def main(args):
     config = load_config(args.cfg, args.opts)
     if args.stage is None and "linprobe" in config.MODEL.NAME:
         raise ValueError(f"{args.cfg} is a linear probe: it trains a head on features, and its encoder costs one forward pass, "
@@ -74,23 +96,6 @@ def main():
         "memory": [row for gpus in args.gpus for row in memory_rows(gpus, memory)],
         "schedule": [schedule_row(config, gpus, args.images, rate) for gpus in args.gpus]}
     print(json.dumps(result, indent=1) if args.json else as_text(result))
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
-    parser.add_argument("--gpus", nargs="+", type=positive(int), default=[1, 8, 16], metavar="N", help="default: 1 8 16")
-    parser.add_argument("--images", type=positive(int), default=IMAGENET_TRAIN, help="of an epoch (default: ImageNet-1K's)")
-    parser.add_argument("--throughput", type=positive(float), metavar="IMAGES/S", help="of one GPU in training")
-    parser.add_argument("--peak-tflops", type=positive(float), metavar="X", help="of one GPU, with --utilization")
-    parser.add_argument("--utilization", type=positive(float), metavar="SHARE", help="of that peak, above 0 and up to 1")
-    stage = parser.add_mutually_exclusive_group()
-    stage.add_argument("--pretrain", dest="stage", action="store_const", const="pretrain",
-                       help="default, unless MODEL.NAME says finetune")
-    stage.add_argument("--finetune", dest="stage", action="store_const", const="finetune")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    return parser.parse_args()
 
 
 def images_per_second(args, compute):
@@ -232,4 +237,4 @@ def table(rows):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

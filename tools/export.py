@@ -20,24 +20,45 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-import torch  # noqa: E402
-
-from config import encoder_config, image_size, load_config, with_values  # noqa: E402
-from models.build import build_encoder, build_model, materialize  # noqa: E402
-from models.weights.pretrained import load_pretrained  # noqa: E402
-from models.weights.sources import SOURCES, under_encoder  # noqa: E402
-from utils.checkpoint import load_checkpoint, weights_of  # noqa: E402
-from utils.cli import run  # noqa: E402
+from utils.cli import run
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, as for --pretrained of the mains")
+    parser.add_argument("--to", required=True, choices=tuple(SUFFIXES), help="format")
+    parser.add_argument("--features", action="store_true", help="the encoder's feature map instead of a classifier's logits")
+    parser.add_argument("--dynamic-batch", action="store_true", help="batches of any size (default: of one image)")
+    parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: torch's choice)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="allowed difference from the model, as a "
+                        "share of its largest output (default: 1e-4)")
+    parser.add_argument("--force", action="store_true", help="write over a file that exists")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import torch
+
+from config import encoder_config, image_size, load_config, with_values
+from models.build import build_encoder, build_model, materialize
+from models.weights.pretrained import load_pretrained
+from models.weights.sources import SOURCES, under_encoder
+from utils.checkpoint import load_checkpoint, weights_of
+
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_FILE = 2 ** 31 - 2 ** 24  # bytes of weights: an ONNX file ends at 2 GiB, what is larger has them in a second one
 LARGEST_BATCH = 2 ** 31 - 1  # torch 2.6 wants a limit
 OF_PRETRAINING = ("mask_token", "stage1_output_decode.", "stage2_output_decode.")  # in no feature, so a file may lack them
 
 
-def main():
-    args = parse_arguments()
+def main(args):
     check_target(args)
     config = load_config(args.cfg, args.opts)
     model = load_model(config, args.weights, args.features).eval()
@@ -57,22 +78,6 @@ def main():
             os.replace(part, args.target.parent / part.name)
     print(f"{args.target}: {size / 2 ** 20:.1f} MiB{' in two files' if len(parts) > 1 else ''}; differs from the model by "
           f"{difference:.1e} of its largest output")
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, as for --pretrained of the mains")
-    parser.add_argument("--to", required=True, choices=tuple(SUFFIXES), help="format")
-    parser.add_argument("--features", action="store_true", help="the encoder's feature map instead of a classifier's logits")
-    parser.add_argument("--dynamic-batch", action="store_true", help="batches of any size (default: of one image)")
-    parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: torch's choice)")
-    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="allowed difference from the model, as a "
-                        "share of its largest output (default: 1e-4)")
-    parser.add_argument("--force", action="store_true", help="write over a file that exists")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
-    return parser.parse_args()
 
 
 def check_target(args):
@@ -166,4 +171,4 @@ def largest_difference(model, images, path):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

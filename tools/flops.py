@@ -26,31 +26,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
-import torch  # noqa: E402
-
-from config import encoder_config, image_size, load_config, with_values  # noqa: E402
-from models import build_model  # noqa: E402
-from models.probe import build_probe  # noqa: E402
-from tools.estimate import table, training_loss  # noqa: E402
-from utils.cli import run  # noqa: E402
-from utils.costs import MATRIX_KINDS, AsOnCuda, empty_copies, forward_costs, no_memory, num_parameters  # noqa: E402
+from utils.cli import run
 
 STAGES = ("pretrain", "finetune", "linprobe")
-ZOO_SIZE = (224, 224)  # pixels at which mmpretrain's tool measures a pre-training model, whatever it is trained at
 
 
-def main():
-    args = parse_arguments()
-    size = [] if args.img_size is None else ["DATA.IMG_SIZE", args.img_size]
-    results = []
-    for path in recipes() if args.all else args.cfg:
-        config = load_config(path, [*args.opts, *size])
-        result = describe(config, args.stage or stage_of(config), args.convention, fixed_size=bool(size))
-        results.append({"recipe": Path(path).stem, **result})
-    print(json.dumps(results, indent=1) if args.json else as_text(results, args.convention))
-
-
-def parse_arguments():
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--cfg", nargs="+", metavar="FILE", help="recipes, see configs/")
@@ -60,7 +41,31 @@ def parse_arguments():
     parser.add_argument("--convention", choices=("torch", "mmpretrain"), default="torch", help="how to count (default: torch)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args()
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import torch
+
+from config import encoder_config, image_size, load_config, with_values
+from models import build_model
+from models.probe import build_probe
+from tools.estimate import table, training_loss
+from utils.costs import MATRIX_KINDS, AsOnCuda, empty_copies, forward_costs, no_memory, num_parameters
+
+ZOO_SIZE = (224, 224)  # pixels at which mmpretrain's tool measures a pre-training model, whatever it is trained at
+
+
+def main(args):
+    size = [] if args.img_size is None else ["DATA.IMG_SIZE", args.img_size]
+    results = []
+    for path in recipes() if args.all else args.cfg:
+        config = load_config(path, [*args.opts, *size])
+        result = describe(config, args.stage or stage_of(config), args.convention, fixed_size=bool(size))
+        results.append({"recipe": Path(path).stem, **result})
+    print(json.dumps(results, indent=1) if args.json else as_text(results, args.convention))
 
 
 def recipes():
@@ -270,4 +275,4 @@ def billions(number):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ARGUMENTS)

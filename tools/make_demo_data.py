@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from data.demo import CLASSES, demo_data, make_demo_data  # noqa: E402
+from data.demo import CLASSES, demo_data, make_demo_data
 
 
 def parse_arguments(arguments=None):

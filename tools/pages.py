@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 PAGES = {"models": "models/weights/zoo.json", "settings": "the declarations", "recipes": "the headers of configs/"}
 
 
-def arguments(argv=None):
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"one of {', '.join(PAGES)}; default: all")
     parser.add_argument("--print", action="store_true", help="show them instead of writing them")
@@ -26,10 +26,10 @@ def arguments(argv=None):
 
 
 if __name__ == "__main__":
-    ARGUMENTS = arguments()  # before the imports that take seconds
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
-from tools import models_page, recipes_page, settings_page  # noqa: E402
-from utils.cli import run  # noqa: E402
+from tools import models_page, recipes_page, settings_page
+from utils.cli import run
 
 MAKERS = {"models": models_page.page, "settings": settings_page.page, "recipes": recipes_page.page}
 

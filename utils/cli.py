@@ -6,8 +6,6 @@ import os
 import sys
 import traceback
 
-from utils import distributed
-
 FLAGS = {  # flag: (config key, type, help)
     "--batch-size": ("DATA.BATCH_SIZE", int, "images per process and micro-batch"),
     "--data-path": ("DATA.DATA_PATH", str, "data folder"),
@@ -65,6 +63,8 @@ def run(main, *arguments):
 
     The full traceback goes to the log file of a run that has begun, or to the console with SIMMIM_TRACEBACK=1.
     """
+    from utils import distributed  # here, so that --help does not wait for torch
+
     try:
         main(*arguments)
         distributed.stop()

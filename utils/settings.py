@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 JOBS = {"pretrain": "main_simmim.py", "finetune": "main_finetune.py", "probe": "main_linprobe.py"}  # what reads settings
+TASKS = ("pretrain", "classification", "probe")  # what the models of these jobs, in their order, are for
 PRETRAIN, FINETUNE, PROBE = ("pretrain",), ("finetune",), ("probe",)
 LABELLED = FINETUNE + PROBE
 

@@ -1,14 +1,17 @@
 """Starting the mains: by the interpreter or a launcher as users do, or forked from a process that has imported them."""
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli import run
+
 ROOT = Path(__file__).resolve().parents[2]
-TIME_LIMIT = 180  # seconds for one real process; it takes about 5
 UNSET = ("DISPLAY", "FORCE_COLOR", "CLICOLOR_FORCE", "SIMMIM_TRACEBACK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR",
          "MASTER_PORT", "PYTHONWARNINGS", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
@@ -48,18 +51,24 @@ def start(*command):
 
 
 def finish(process):
-    try:
-        out, err = process.communicate(timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"no end after {TIME_LIMIT} s: {process.args}\n--- stdout\n{out}\n--- stderr\n{err}") from None
+    out, err = process.communicate()
     return Result(process.returncode, out, err)
 
 
 def python(*command):
     """Run `python <command>` in the repository root to its end."""
     return finish(start(*command))
+
+
+def in_process(program, *arguments):
+    """Run a tool, as `python tools/<program>.py <arguments>`, without the seconds that a process and its imports take."""
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            run(program.main, program.parse_arguments([str(word) for word in arguments]))
+        except SystemExit as end:
+            code = end.code
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 def free_port():
@@ -73,13 +82,14 @@ class Forks:
 
     Args:
         folder: where the output of the runs goes.
+        root: the repository, or a copy of it, whose programs are run.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, root=ROOT):
         self.folder = folder
         self.count = 0
         self.server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forked.py"))], cwd=ROOT, env=environment(), text=True,
+            [sys.executable, str(Path(__file__).with_name("forked.py")), str(root)], cwd=root, env=environment(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.ready = False
 
@@ -96,7 +106,7 @@ class Forks:
 
     def close(self):
         self.server.stdin.close()
-        self.server.wait(timeout=10)
+        self.server.wait()
         self.server.stdout.close()
 
     def _run(self, ranks):
@@ -116,5 +126,5 @@ class Forks:
 
     def _answer(self):
         line = self.server.stdout.readline()
-        assert line, f"the process that forks the runs has ended with code {self.server.wait(timeout=10)}"
+        assert line, f"the process that forks the runs has ended with code {self.server.wait()}"
         return json.loads(line)

@@ -1,9 +1,6 @@
 """tools/estimate.py: its sums against measured ones, and its command line."""
 import json
-import subprocess
-import sys
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +10,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from optimizer import build_optimizer
+from tests.integration.processes import in_process
 from tests.unit.helpers import PATCH, TINY, tiny_config, tiny_model
+from tools import estimate as tool
 from tools.estimate import IMAGENET_TRAIN, count_model, memory_rows, training_loss
 from utils.costs import empty_copies, no_memory, num_bytes, training_memory
 
-ROOT = Path(__file__).resolve().parents[2]
 SWIN_B = "configs/swin_base/simmim_{}__swin_base__img{}__100ep.yaml"
 DEMO = "configs/demo/simmim_pretrain__swin_nano__img64.yaml"
 SIZE = 64
@@ -25,14 +23,11 @@ SQUARE = {"DATA.IMG_SIZE": SIZE, "DATA.BATCH_SIZE": 8, "AMP_OPT_LEVEL": "O0"}
 
 
 def estimate(*arguments):
-    return subprocess.run([sys.executable, "tools/estimate.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          timeout=300)
+    return in_process(tool, *arguments)
 
 
 def numbers_of(*arguments):
-    result = estimate(*arguments, "--json")
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(estimate(*arguments, "--json").checked().out)
 
 
 def losses(encoder, overrides, model):
@@ -143,9 +138,9 @@ def test_schedule_follows_from_throughput():
 
 def test_tables_name_what_hours_need_and_assume_nothing():
     result = estimate("--cfg", DEMO, "--gpus", 1, 8, "--opts", "DATA.BATCH_SIZE", 2)
-    assert result.returncode == 0, result.stderr
-    assert "hours need --throughput" in result.stdout and "estimate" in result.stdout
-    rows = [line.split() for line in result.stdout.splitlines()]
+    assert result.code == 0, result.err
+    assert "hours need --throughput" in result.out and "estimate" in result.out
+    rows = [line.split() for line in result.out.splitlines()]
     assert [row[:2] for row in rows if "fsdp" in row or "ddp" in row] == [["8", "ddp"], ["8", "fsdp"]]
     assert [row[-2:] for row in rows if row[:2] == ["8", "16"]] == [["-", "-"]]
 
@@ -163,4 +158,4 @@ def test_hours_follow_from_an_assumed_share_of_the_peak():
     (["--finetune", "--opts", "TRAIN.OPTIMIZER.NAME", "lion"], "TRAIN.OPTIMIZER.NAME='lion' is unknown")])
 def test_error_is_one_line(arguments, message):
     result = estimate("--cfg", DEMO, *arguments)
-    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1

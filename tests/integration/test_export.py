@@ -35,14 +35,14 @@ def prepare(folder, name, features=False):
 
 def call(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-    export.main()
+    export.main(export.parse_arguments())
 
 
 def refused(monkeypatch, capsys, *arguments):
     """What stands on stderr."""
     monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
-        run(export.main)
+        run(export.main, export.parse_arguments())
     assert stopped.value.code == 2
     return capsys.readouterr().err
 
@@ -155,7 +155,7 @@ def test_file_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     command = [sys.executable, export.__file__, *case.arguments, "--to", "torch", tmp_path / "taken.pt2", "--force"]
-    result = subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True)
     assert result.returncode == 2 and "error: [Errno" in result.stderr.splitlines()[-1]
     assert (tmp_path / "taken.pt2").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "taken.pt2", "weights.pth"]

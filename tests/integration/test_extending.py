@@ -1,12 +1,10 @@
 """docs/extending.md does what it says: its code, put into a copy of the repository, trains by the ordinary commands."""
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from .processes import ROOT, environment, opts
+from .processes import ROOT, Forks, opts
 from .recipes import PRETRAIN, VIT
 from .runs import losses
 
@@ -57,12 +55,17 @@ def joined(source, code):
     return "\n".join([*lines[:table], *rest, "", *lines[table:]]) + "\n"
 
 
-def train(copy, images, output, script="main_simmim.py", *arguments, recipe, settings):
-    command = [script, "--cfg", recipe, "--data-path", images, "--output", output, *arguments, *opts(settings)]
-    result = subprocess.run([sys.executable, *map(str, command)], cwd=copy, env=environment(), capture_output=True, text=True,
-                            timeout=180)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture(scope="module")
+def programs(extended, tmp_path_factory):
+    """Runs the mains of the copy."""
+    server = Forks(tmp_path_factory.mktemp("forks"), extended)
+    yield server
+    server.close()
+
+
+def train(programs, images, output, script="main_simmim.py", *arguments, recipe, settings):
+    return programs.run(script, "--cfg", recipe, "--data-path", images, "--output", output, *arguments,
+                        *opts(settings)).checked().out
 
 
 def test_document_shows_each_seam():
@@ -72,17 +75,17 @@ def test_document_shows_each_seam():
 @pytest.mark.parametrize(("name", "encoder"), [
     ("all_pixels", {"MODEL.TYPE": "swin"}), ("all_pixels", VIT), ("mixer", {}), ("columns", {"MODEL.TYPE": "swin"}),
     ("grey", {"MODEL.TYPE": "swin"})], ids=["method_swin", "method_vit", "encoder", "mask", "target"])
-def test_code_of_the_document_trains(name, encoder, extended, images, tmp_path):
-    train(extended, images / "train", tmp_path, recipe=f"configs/{name}.yaml",
+def test_code_of_the_document_trains(name, encoder, programs, images, tmp_path):
+    train(programs, images / "train", tmp_path, recipe=f"configs/{name}.yaml",
           settings={**SMALL, **encoder, "MODEL.NAME": name, "TRAIN.EPOCHS": 2})
     values = losses(tmp_path / name / "default")
     assert len(values) == 6 and all(value == value and 0 < value < 5 for value in values)
     assert (tmp_path / name / "default" / "reconstructions" / "epoch_0001.png").is_file()
 
 
-def test_encoder_of_the_document_is_finetuned_from_its_pretraining(extended, images, tmp_path):
+def test_encoder_of_the_document_is_finetuned_from_its_pretraining(programs, images, tmp_path):
     settings = {**SMALL, "TRAIN.EPOCHS": 1, "AUG.AUTO_AUGMENT": "none"}
-    train(extended, images / "train", tmp_path, recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "pretrain"})
-    out = train(extended, images, tmp_path, "main_finetune.py", "--pretrained", tmp_path / "pretrain/default/encoder.pth",
+    train(programs, images / "train", tmp_path, recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "pretrain"})
+    out = train(programs, images, tmp_path, "main_finetune.py", "--pretrained", tmp_path / "pretrain/default/encoder.pth",
                 recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "finetune", "TRAIN.LAYER_DECAY": 0.8})
     assert "2 missing (head.weight, head.bias)" in out

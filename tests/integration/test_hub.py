@@ -18,8 +18,7 @@ def program(folder, *lines):
     """Run lines of Python in a folder that is not the repository, as a user's script."""
     script = folder / "script.py"
     script.write_text("\n".join(["import torch", f"clone = {str(ROOT)!r}", *lines]), encoding="utf-8")
-    return subprocess.run([sys.executable, script.name], cwd=folder, env=environment(), capture_output=True, text=True,
-                          timeout=180)
+    return subprocess.run([sys.executable, script.name], cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def command(monkeypatch, capsys, *words):
     """(exit code, stdout, stderr) of `python inference.py <words>`."""
     monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        inference.run(inference.main)
+        inference.run(inference.main, inference.parse_arguments())
     out, err = capsys.readouterr()
     return stop.value.code, out, err
 

@@ -79,8 +79,16 @@ FINETUNE = {
         **MIXMIM_FINETUNE, "MODEL.MIXMIM.WINDOW_SIZES": "[16,16]", "DATA.IMG_SIZE": 128},
     "mixmim/mixmim_finetune__mixmim_huge__img224__600ep": MIXMIM_FINETUNE,
 }
+QUICK = ("swin_base__img192_window6__100ep", "vit_base__img224__800ep", "swinv2_base", "mae_pretrain__vit_base__img224__800ep",
+         "convmae_base", "mixmim_base__img224__600ep")  # of each encoder and method, trained on every occasion
 RELEASED = "swin_base/simmim_finetune__swin_base__img224_window7__800ep"
 PRETRAINED = "swin_base/simmim_pretrain__swin_base__img192_window6__800ep"
+
+
+def marked(names):
+    """Names for parametrize; those of other sizes and lengths than QUICK are slow."""
+    return [pytest.param(name, id=name.split("/")[1], marks=[] if any(part in name for part in QUICK) else [pytest.mark.slow])
+            for name in names]
 
 
 def recipe(name):
@@ -165,13 +173,13 @@ def pretrained(forks, images, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", PRETRAIN, ids=lambda name: name.split("/")[1])
+@pytest.mark.parametrize("name", marked(PRETRAIN))
 def test_official_pretraining_recipe_trains(name, pretrained):
     assert all(0 < loss < 3 for loss in losses(pretrained(name)))
     assert len(losses(pretrained(name))) == 3
 
 
-@pytest.mark.parametrize("name", FINETUNE, ids=lambda name: name.split("/")[1])
+@pytest.mark.parametrize("name", marked(FINETUNE))
 def test_official_finetuning_recipe_takes_every_weight_of_its_pretraining(name, pretrained, forks, images, tmp_path):
     source = next(other for other in PRETRAIN if size_of(other) == size_of(name))
     weights = pretrained(source) / "ckpt_epoch_0.pth"

@@ -236,7 +236,7 @@ def test_weights_without_an_encoder_are_of_no_kind():
 def test_command_line_says_what_was_done(tmp_path, monkeypatch, capsys):
     source, there = saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.safetensors"
     monkeypatch.setattr("sys.argv", ["convert.py", str(source), str(there), "--to", "timm"])
-    tool.main()
+    tool.main(tool.parse_arguments())
     read, written, left_out = capsys.readouterr().out.splitlines()
     assert read == f"{source}: pre-training model, {len(tiny_model('swin').state_dict())} tensors"
     assert written.startswith(f"{there}: {len(load_checkpoint(there)['model'])} tensors for timm 0.9 or later: SwinTransformer")
@@ -246,7 +246,7 @@ def test_command_line_says_what_was_done(tmp_path, monkeypatch, capsys):
 def test_command_line_without_a_layout_says_what_is_needed(monkeypatch):
     monkeypatch.setattr("sys.argv", ["convert.py", "a.pth", "b.pth"])
     with pytest.raises(ValueError, match="--to LAYOUT, or --list"):
-        tool.main()
+        tool.main(tool.parse_arguments())
 
 
 def test_list_names_every_layout_and_encoder(capsys):

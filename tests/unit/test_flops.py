@@ -166,7 +166,7 @@ def test_torch_convention_of_pretraining_has_visible_patches_and_the_decoder():
 
 def call(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["flops.py", *map(str, arguments)])
-    flops.main()
+    flops.main(flops.parse_arguments())
     return capsys.readouterr().out
 
 
@@ -202,5 +202,5 @@ def test_table_names_what_the_zoo_does_otherwise(monkeypatch, capsys):
 def test_size_that_does_not_fit_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["flops.py", "--cfg", str(recipe_of("simmim_swin-base-w6")), "--img-size", "224"])
     with pytest.raises(SystemExit):
-        run(flops.main)
+        run(flops.main, flops.parse_arguments())
     assert "MODEL.SWIN.WINDOW_SIZE=6" in capsys.readouterr().err

@@ -18,17 +18,17 @@ def test_page_is_in_step(name):
 
 def test_tool_writes_or_prints_the_pages_it_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pages, "path_of", lambda name: tmp_path / f"{name}.md")
-    pages.main(pages.arguments(["settings"]))
+    pages.main(pages.parse_arguments(["settings"]))
     assert [path.name for path in tmp_path.iterdir()] == ["settings.md"]
     assert (tmp_path / "settings.md").read_text(encoding="utf-8") == SETTINGS
     capsys.readouterr()
-    pages.main(pages.arguments(["recipes", "--print"]))
+    pages.main(pages.parse_arguments(["recipes", "--print"]))
     assert capsys.readouterr().out == RECIPES
 
 
 def test_unknown_page_is_refused(capsys):
     with pytest.raises(SystemExit):
-        pages.arguments(["setings"])
+        pages.parse_arguments(["setings"])
     assert "there is no page 'setings': choose from models, settings, recipes" in capsys.readouterr().err
 
 

@@ -219,6 +219,7 @@ def inputs_of(shape):
     return [torch.randn(1, tokens, dim), grid, torch.randn(heads, tokens, tokens) if uses_shared_bias else None]
 
 
+@pytest.mark.slow  # blocks of up to 3 billion parameters
 @pytest.mark.parametrize(("name", "stage"), different_blocks())
 def test_full_size_block_learns_from_an_image(name, stage):
     """In shifted windows where there is more than one. Every parameter has a gradient, finite and not zero everywhere."""
