@@ -16,10 +16,21 @@ from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 
+if __name__ == "__main__" and (set(sys.argv[1:]) & {"-h", "--help"} or len(sys.argv) > 2):
+    sys.exit(__doc__)  # before the imports that take a second
+
 from yacs.config import CfgNode
 
+from models.encoders import ENCODERS
+from models.inputs import (  # what a config says of images; from here for all above
+    check_model,
+    check_pretraining,
+    encoder_config,  # noqa: F401
+    image_size,  # noqa: F401
+    pixel_statistics,  # noqa: F401
+)
+from models.methods import METHODS, SHARED
 from utils.cli import run
-from utils.registry import pick
 from utils.settings import (
     FINETUNE,
     JOBS,
@@ -38,7 +49,6 @@ from utils.settings import (
     joined,
     parse,
 )
-from utils.statistics import channel_statistics
 from utils.tables import aligned
 from utils.yaml_files import flatten, nested, parse_tree, read_tree, tree_text
 
@@ -46,7 +56,6 @@ log = logging.getLogger("simmim.config")
 
 ROOT = Path(__file__).resolve().parent
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
-WHOLE_UNITS = {"random"}  # mask types whose units must divide the image
 MOVED = {  # former folders of configs/; the recipes of the last two have the new name in their own names as well
     "swin_base__100ep": "swin_base", "swin_base__800ep": "swin_base", "swin_large__800ep": "swin_large",
     "swinv2_base__800ep": "swinv2_base", "vit_base__800ep": "vit_base", "swinv2_giant": "swinv2_giant_1b",
@@ -224,24 +233,14 @@ def settings():
                   joined(LINEAR_PROBE, prefix="PROBE.", jobs=PROBE), joined(TEST, prefix="TEST.", jobs=LABELLED), RUN)
 
 
-@cache
-def _registries():
-    """(encoders, methods, sections that methods share); imported here so that --help does not wait for torch."""
-    from models.encoders import ENCODERS
-    from models.methods import METHODS, SHARED
-
-    return ENCODERS, METHODS, SHARED
-
-
 def _model_sections():
     """What the files of encoders and methods declare: MODEL.SWIN.DEPTHS, ..."""
-    encoders, methods, shared = _registries()
     found = {}
-    for name in dict.fromkeys([*encoders, *methods, *shared]):
-        encoder, method = (table[name].settings if name in table else {} for table in (encoders, methods))
+    for name in dict.fromkeys([*ENCODERS, *METHODS, *SHARED]):
+        encoder, method = (table[name].settings if name in table else {} for table in (ENCODERS, METHODS))
         prefix = f"MODEL.{name.upper()}."
         found |= joined(joined(encoder, prefix=prefix),
-                        joined(method, shared.get(name, {}), prefix=prefix, jobs=PRETRAIN))
+                        joined(method, SHARED.get(name, {}), prefix=prefix, jobs=PRETRAIN))
     return found
 
 
@@ -345,39 +344,10 @@ def _check(config):
     for key, value in flatten(config).items():
         check(key, settings()[key], value)
     _check_schedule(config.TRAIN)
-    encoder, method = _components(config)
-    channels = encoder_config(config).IN_CHANS
-    for key in ("MEAN", "STD"):
-        if len(config.DATA[key]) not in (0, channels):
-            raise ValueError(f"DATA.{key} has {len(config.DATA[key])} values for IN_CHANS={channels}: give one each.")
-    for component in (encoder, method):
-        component.check(config, image_size(config))
+    check_model(config)
     # fine-tuning needs no mask, and the default unit may not fit its image size
     if config.DATA.MASK_PATCH_SIZE != DATA["MASK_PATCH_SIZE"].default:
         check_pretraining(config)
-
-
-def _components(config):
-    """The registered encoder and method of a config."""
-    encoders, methods, _ = _registries()
-    return pick(encoders, config.MODEL.TYPE, "MODEL.TYPE"), pick(methods, config.MODEL.METHOD, "MODEL.METHOD")
-
-
-def check_pretraining(config):
-    """Refuse mask settings that do not fit image, encoder and method. Raises ValueError."""
-    unit = config.DATA.MASK_PATCH_SIZE
-    height, width = image_size(config)
-    patch = encoder_config(config).PATCH_SIZE
-    whole = config.DATA.MASK_TYPE in WHOLE_UNITS
-    units = [u for u in range(patch, min(height, width) + 1, patch) if not whole or (height % u == 0 and width % u == 0)]
-    fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use another DATA.IMG_SIZE"
-    if unit % patch:
-        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} is not a multiple of MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE="
-                         f"{patch}: a patch is hidden or visible as a whole. {fix}.")
-    if whole and (height % unit or width % unit):
-        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
-                         f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
-    _components(config)[1].check_masks(config)
 
 
 def _check_schedule(train):
@@ -420,23 +390,6 @@ def images_per_step(config, world_size):
     return config.DATA.BATCH_SIZE * world_size * max(config.TRAIN.ACCUMULATION_STEPS, 1)
 
 
-def image_size(config):
-    """DATA.IMG_SIZE as (height, width)."""
-    size = config.DATA.IMG_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def encoder_config(config):
-    """The block of the chosen encoder, e.g. MODEL.SWIN."""
-    blocks = {name.lower(): node for name, node in config.MODEL.items() if isinstance(node, CfgNode) and "IN_CHANS" in node}
-    return pick(blocks, config.MODEL.TYPE, "MODEL.TYPE")
-
-
-def pixel_statistics(config):
-    """Mean and standard deviation per channel, of pixels in [0, 1]: ([...], [...])."""
-    return channel_statistics(encoder_config(config).IN_CHANS, config.DATA.MEAN, config.DATA.STD)
-
-
 def run_folder(config):
     """OUTPUT/MODEL.NAME/TAG, as in the official code."""
     return os.path.join(config.OUTPUT or "output", config.MODEL.NAME, config.TAG)
@@ -446,9 +399,8 @@ def run_folder(config):
 
 def keys_of(config, job):
     """The keys that a job reads with this encoder and method, in the order of `settings`."""
-    encoders, methods, shared = _registries()
-    chosen = {config.MODEL.TYPE, *([config.MODEL.METHOD, *shared] if job == "pretrain" else [])}
-    others = tuple(f"MODEL.{name.upper()}." for name in {*encoders, *methods, *shared} - chosen)
+    chosen = {config.MODEL.TYPE, *([config.MODEL.METHOD, *SHARED] if job == "pretrain" else [])}
+    others = tuple(f"MODEL.{name.upper()}." for name in {*ENCODERS, *METHODS, *SHARED} - chosen)
     return [key for key, setting in settings().items()
             if key != "BASE" and job in (setting.jobs or JOBS) and not key.startswith(others)]
 
@@ -507,6 +459,4 @@ def main(pattern):
 
 
 if __name__ == "__main__":
-    if set(sys.argv[1:]) & {"-h", "--help"} or len(sys.argv) > 2:
-        sys.exit(__doc__)
     run(main, "".join(sys.argv[1:]))

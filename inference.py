@@ -56,8 +56,8 @@ from data.datasets import class_names, image_files
 from data.inputs import Preparation, as_list
 from data.masks import draw_masks
 from data.transforms import eval_transform, heldout_transform
-from models.recipes import build, load_into, open_recipe
 from models.weights import zoo
+from recipes import build, load_into, open_recipe
 from utils.pictures import picture_grid
 from utils.precision import build_precision
 from utils.registry import pick
@@ -113,7 +113,7 @@ def read_classes(classes, recipe):
     Args:
         classes: list of names, in the order of the labels; path of a text file with one a line; or the data folder the model
             was trained on (that of the class folders, or the one with train/ in it).
-        recipe: models.recipes.Recipe; says how many are expected.
+        recipe: recipes.Recipe; says how many are expected.
     Raises: ValueError on another number of them; FileNotFoundError.
     """
     num_classes = recipe.config.MODEL.NUM_CLASSES
@@ -250,7 +250,7 @@ def _opened(model, device, pretrained, part=None):
                          f"get_model(..., pretrained=...).")
     if not hasattr(model, "recipe"):
         raise ValueError(f"this {type(model).__name__} does not say how its images are prepared: make it with get_model, or "
-                         f"set model.recipe = models.recipes.Recipe(config, task).")
+                         f"set model.recipe = recipes.Recipe(config, task).")
     _check_task(model.recipe, part)
     return model if device is None else model.to(_device(device))
 

@@ -4,8 +4,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from config import check_pretraining, image_size
 from models.encoders import ENCODERS
+from models.inputs import check_pretraining, image_size
 from models.methods import METHODS
 from utils import sharding
 from utils.registry import pick

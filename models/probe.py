@@ -2,8 +2,8 @@
 import torch
 from torch import nn
 
-from config import image_size, with_values
 from models.build import build_encoder, materialize
+from models.inputs import image_size
 from models.layers import truncated_normal
 from utils import distributed
 
@@ -116,7 +116,9 @@ def build_probe(config, num_classes):
 
     Raises: ValueError on a layer that the encoder does not have.
     """
-    config = with_values(config, MODEL__DROP_RATE=0.0, MODEL__DROP_PATH_RATE=0.0)
+    config = config.clone()
+    config.defrost()
+    config.MODEL.DROP_RATE = config.MODEL.DROP_PATH_RATE = 0.0
     with torch.device("meta"):
         encoder = build_encoder(config)
     materialize(encoder)

@@ -19,9 +19,9 @@ from engine import evaluate
 from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
 from models import build_model
 from models.probe import build_probe
-from models.recipes import Recipe, open_recipe, task_of
 from models.weights import zoo
 from models.weights.layouts import write_layout
+from recipes import Recipe, open_recipe, task_of
 from tests.contracts.tiny import CASES, CLASSES, ENCODER_CASES, build, make_config, make_images
 from utils.precision import build_precision
 

@@ -15,7 +15,7 @@ from utils.sharding import assign
 
 log = logging.getLogger("simmim.recipes")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent
 TASK_OF_JOB = dict(zip(JOBS, TASKS, strict=True))
 NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
 WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",

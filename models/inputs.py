@@ -1,0 +1,52 @@
+"""What a config says of the images and masks that its model takes. A config is known here as a tree, from wherever it comes."""
+from models.encoders import ENCODERS
+from models.methods import METHODS
+from utils.registry import pick
+from utils.statistics import channel_statistics
+
+WHOLE_UNITS = {"random"}  # mask types whose units must divide the image
+
+
+def image_size(config):
+    """DATA.IMG_SIZE as (height, width)."""
+    size = config.DATA.IMG_SIZE
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def encoder_config(config):
+    """The block of the chosen encoder, e.g. MODEL.SWIN."""
+    pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE")
+    return config.MODEL[config.MODEL.TYPE.upper()]
+
+
+def pixel_statistics(config):
+    """Mean and standard deviation per channel, of pixels in [0, 1]: ([...], [...])."""
+    return channel_statistics(encoder_config(config).IN_CHANS, config.DATA.MEAN, config.DATA.STD)
+
+
+def check_model(config):
+    """Refuse settings of encoder and method that can't work together, as these say themselves. Raises ValueError."""
+    components = pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE"), pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
+    channels = encoder_config(config).IN_CHANS
+    for key in ("MEAN", "STD"):
+        if len(config.DATA[key]) not in (0, channels):
+            raise ValueError(f"DATA.{key} has {len(config.DATA[key])} values for IN_CHANS={channels}: give one each.")
+    for component in components:
+        component.check(config, image_size(config))
+
+
+def check_pretraining(config):
+    """Refuse mask settings that do not fit image, encoder and method. Raises ValueError."""
+    unit = config.DATA.MASK_PATCH_SIZE
+    height, width = image_size(config)
+    patch = encoder_config(config).PATCH_SIZE
+    whole = config.DATA.MASK_TYPE in WHOLE_UNITS
+    units = [u for u in range(patch, min(height, width) + 1, patch) if not whole or (height % u == 0 and width % u == 0)]
+    fix = f"Use DATA.MASK_PATCH_SIZE {min(units, key=lambda u: abs(u - unit))}" if units else "Use another DATA.IMG_SIZE"
+    if unit % patch:
+        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} is not a multiple of MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE="
+                         f"{patch}: a patch is hidden or visible as a whole. {fix}.")
+    if whole and (height % unit or width % unit):
+        raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
+                         f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
+    pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD").check_masks(config)
