@@ -286,6 +286,11 @@ def test_scaled_config_scales_the_three_rates_by_the_global_batch():
     assert rates == pytest.approx([0.2, 0.02, 0.002], rel=1e-12)
 
 
+def test_rates_may_be_for_another_number_of_images():
+    config = load_config(opts=["DATA.BATCH_SIZE", 64, "TRAIN.LR_SCALE_BATCH", 256, "TRAIN.BASE_LR", 0.1])
+    assert scaled_config(config, world_size=8).TRAIN.BASE_LR == pytest.approx(0.2, rel=1e-12)
+
+
 def test_scaled_config_leaves_the_raw_one_untouched():
     config = load_config(opts=["DATA.BATCH_SIZE", 3])
     before = flatten(config)

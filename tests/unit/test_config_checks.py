@@ -127,6 +127,19 @@ def test_list_of_the_wrong_length_or_content_is_refused(key, value):
         load_config(opts=[key, value])
 
 
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"MODEL.TYPE": "vit", "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.EMBED_DIM": 30, "MODEL.VIT.NUM_HEADS": 3},
+     r"MODEL\.VIT\.EMBED_DIM=30 must be a multiple of 4.*Use 32"),
+    ({"MODEL.TYPE": "vit", "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_APE": True}, r"USE_APE and USE_SINCOS_APE are both"),
+    ({"MODEL.TYPE": "swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": [6, 6]},
+     r"MODEL\.SWINV2\.PRETRAINED_WINDOW_SIZES=\[6, 6\] must have one value.*4 stages"),
+    ({"MODEL.TYPE": "swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": [6, 6, 6, -1]}, r"one value, 0 or more")])
+def test_settings_of_an_encoder_that_can_not_work_are_refused_when_it_is_chosen(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(opts=opts_of(overrides))
+    load_config(opts=opts_of(overrides | {"MODEL.TYPE": "swin"}))
+
+
 @pytest.mark.parametrize(("key", "value", "valid"), [
     ("TRAIN.LR_SCHEDULER.NAME", "cosin", "cosine, linear, step, multistep"),
     ("TRAIN.OPTIMIZER.NAME", "adam", "adamw, sgd, lars, fused_adam, fused_lamb"),

@@ -127,6 +127,12 @@ def test_config_gives_the_filter_the_statistics_of_the_data(channels):
     assert (target.radius, target.filter) == (7, "centered")
 
 
+def test_filter_takes_the_statistics_that_a_user_sets():
+    config = tiny_config("vit", {"MODEL.PIXMIM.ENABLE": True, "DATA.MEAN": [0.1, 0.2, 0.3], "DATA.STD": [0.4, 0.5, 0.6]})
+    target = with_low_pass(config, PixelTarget(), 3)
+    assert (target.mean, target.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
 def test_without_pixmim_the_target_is_untouched():
     target = PixelTarget()
     assert with_low_pass(tiny_config("vit"), target, 3) is target
