@@ -130,7 +130,7 @@ def test_list_of_the_wrong_length_or_content_is_refused(key, value):
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"MODEL.TYPE": "vit", "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.EMBED_DIM": 30, "MODEL.VIT.NUM_HEADS": 3},
      r"MODEL\.VIT\.EMBED_DIM=30 must be a multiple of 4.*Use 32"),
-    ({"MODEL.TYPE": "vit", "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_APE": True}, r"USE_APE and USE_SINCOS_APE are both"),
+    ({"MODEL.TYPE": "vit", "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_APE": True}, "USE_APE and USE_SINCOS_APE are both"),
     ({"MODEL.TYPE": "swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": [6, 6]},
      r"MODEL\.SWINV2\.PRETRAINED_WINDOW_SIZES=\[6, 6\] must have one value.*4 stages"),
     ({"MODEL.TYPE": "swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES": [6, 6, 6, -1]}, r"one value, 0 or more")])
