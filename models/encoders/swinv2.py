@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoders.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention, check_windows
+from models.encoders.swin import SWIN, PatchMerging, SwinBlock, SwinTransformer, WindowAttention, check_windows
 from models.layers import LayerNorm
 from models.position import num_table_rows
 from utils.registry import Component
@@ -199,16 +199,8 @@ def check_swinv2(config, size):
 
 
 SWINV2 = Component(build_swinv2, check=check_swinv2, settings={
-    "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1),
-    "IN_CHANS": Setting(3, "channels of the images", low=1),
-    "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1),
-    "DEPTHS": Setting([2, 2, 6, 2], "blocks per stage"),
-    "NUM_HEADS": Setting([3, 6, 12, 24], "per stage"),
-    "WINDOW_SIZE": Setting(7, "shrinks to the map where the map is smaller", "tokens", low=1),
-    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3),
+    **{name: setting for name, setting in SWIN.settings.items() if name != "QK_SCALE"},
     "QKV_BIAS": Setting(True, "for query and value; the key has no bias"),
-    "APE": Setting(False, "learned absolute position embedding"),
-    "PATCH_NORM": Setting(True, "LayerNorm after the patch embedding"),
     "PRETRAINED_WINDOW_SIZES": Setting([0, 0, 0, 0], "per stage: window the position bias was trained in, 0 = this one",
                                        "tokens"),
     "EXTRA_NORM_EVERY": Setting(0, "+ LayerNorm on the main branch after every so many blocks of a stage, 0 = none", "blocks",

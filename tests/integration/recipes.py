@@ -3,6 +3,7 @@ import numpy as np
 from PIL import Image
 
 from tests.contracts.tiny import CASES, METHOD_VARIANTS, VARIANTS, settings_of
+from utils.yaml_files import nested
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 TRAIN_PER_CLASS, VAL_IMAGES = 3, 11  # 24 training images: three batches of 8; 11 do not divide by 2 processes
@@ -42,13 +43,7 @@ def save_image(path, rng, label, size=None):
 
 def write_recipe(path, settings):
     """A YAML file with dotted settings nested into sections; returns its path."""
-    tree = {}
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
+    tree = nested(settings)
     lines = []
 
     def add(node, indent):
