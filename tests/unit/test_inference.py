@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import inference
-from config import image_size, load_config, with_values
+from config import dump, image_size, load_config, with_values
 from data.datasets import ImageDataset
 from data.transforms import eval_transform, heldout_transform
 from engine import evaluate
@@ -362,11 +362,15 @@ def test_task_is_told_by_every_recipe(recipe):
     assert task_of(load_config(recipe)) == expected
 
 
-@pytest.mark.parametrize("recipe", [PRETRAIN, FINETUNE, "configs/demo/linprobe__vit_nano__img64.yaml"])
-def test_task_is_told_by_the_config_that_a_run_leaves(recipe, tmp_path):
+@pytest.mark.parametrize("whole", [False, True], ids=["now", "with_all_settings_as_before"])
+@pytest.mark.parametrize(("job", "recipe"), [("pretrain", PRETRAIN), ("finetune", FINETUNE),
+                                             ("probe", "configs/demo/linprobe__vit_nano__img64.yaml")])
+def test_task_is_told_by_the_config_that_a_run_leaves(job, recipe, whole, tmp_path):
     config = load_config(ROOT / recipe)
-    (tmp_path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(config.dump() if whole else dump(config, job), encoding="utf-8")
     assert task_of(load_config(tmp_path / "config.yaml")) == task_of(config)
+    if not whole:  # the settings of the job tell, whatever its name
+        assert task_of(load_config(tmp_path / "config.yaml", ["MODEL.NAME", "run"])) == task_of(config)
 
 
 @pytest.mark.parametrize("given", [{}, {"TRAIN.LAYER_DECAY": 0.8, "DATA.MASK_RATIO": 0.5}])
