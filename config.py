@@ -126,8 +126,8 @@ DATA = {
     "DEMO_VAL_PER_CLASS": Setting(100, "+ size of its validation part", "images", low=1),
 }
 MODEL = {
-    "METHOD": Setting("simmim", "+ pre-training method, see models/methods", jobs=PRETRAIN),
-    "TYPE": Setting("swin", "encoder, see models/encoders"),
+    "METHOD": Setting("simmim", "+ pre-training method, see models/methods", choices=tuple(sorted(METHODS)), jobs=PRETRAIN),
+    "TYPE": Setting("swin", "encoder, see models/encoders", choices=tuple(sorted(ENCODERS))),
     "NAME": Setting("swin_tiny_patch4_window7_224", "second level of the run folder OUTPUT/NAME/TAG"),
     "RESUME": Setting("", "checkpoint to continue from, or to evaluate; path or https address"),
     "NUM_CLASSES": Setting(1000, "taken from the data unless set", low=1, jobs=LABELLED),

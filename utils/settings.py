@@ -167,7 +167,9 @@ def check(key, setting, value):
     if value is None:
         return
     if setting.choices and value not in setting.choices:
-        raise ValueError(f"{key}={value!r} is unknown; valid: {', '.join(c or repr('') for c in setting.choices)}.")
+        near = difflib.get_close_matches(str(value), setting.choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{key}={value!r} is unknown; valid: {', '.join(c or repr('') for c in setting.choices)}.{hint}")
     if setting.low is not None:
         high = math.inf if setting.high is None else setting.high
         if not setting.low <= value <= high:
