@@ -5,6 +5,7 @@
   python main_finetune.py --eval --cfg <the same> --resume <fine-tuned checkpoint> --data-path <folder with val/>
 """
 import logging
+from functools import partial
 
 from utils.cli import parse_arguments, run
 
@@ -79,16 +80,24 @@ def report_accuracy(numbers):
              numbers["top5"], numbers["loss"])
 
 
+def finetuning_loss(model, batch, mixup, smoothing):
+    """Cross entropy of a batch.
+
+    Args:
+        batch: images (B, C, H, W), labels (B,).
+        mixup: from build_mixup, or None; its soft labels contain the smoothing.
+        smoothing: of labels that are not mixed.
+    """
+    images, labels = mixup(*batch) if mixup else batch
+    return F.cross_entropy(model(images).float(), labels, label_smoothing=0.0 if mixup else smoothing)
+
+
 def train(model, loaders, config, device, precision):
     scaled = scaled_config(config, distributed.world_size())
     optimizer = build_optimizer(scaled, model, is_pretrain=False)
     model, optimizer = precision.prepare(model, optimizer)
     scheduler = build_scheduler(scaled, optimizer, len(loaders.train))
     mixup = build_mixup(config, len(loaders.classes))
-
-    def compute_loss(model, batch):
-        images, labels = mixup(*batch) if mixup else batch  # mixup's soft labels contain the smoothing
-        return F.cross_entropy(model(images).float(), labels, label_smoothing=0.0 if mixup else config.MODEL.LABEL_SMOOTHING)
 
     def validate(epoch):
         numbers = evaluate(model, loaders.val, device, precision)
@@ -97,7 +106,8 @@ def train(model, loaders, config, device, precision):
 
     job = Job(config=config, task="finetune", device=device, model=model, loader=loaders.train, scheduler=scheduler,
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
-              compute_loss=compute_loss, validate=validate, folder=run_folder(config), group=-1, score="top1",
+              compute_loss=partial(finetuning_loss, mixup=mixup, smoothing=config.MODEL.LABEL_SMOOTHING), validate=validate,
+              folder=run_folder(config), group=-1, score="top1",
               classes=loaders.classes)
     resume(job)
     open_run(job)

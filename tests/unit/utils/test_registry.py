@@ -15,6 +15,11 @@ def test_unknown_name_gives_key_valid_names_and_the_closest_one():
     assert str(caught.value) == "MODEL.TYPE='swinn' is unknown; valid: convnext, swin, vit. Did you mean 'swin'?"
 
 
+def test_name_in_other_letters_is_another_name():
+    with pytest.raises(ValueError, match="MODEL.TYPE='Swin' is unknown.*Did you mean 'swin'"):
+        pick(TABLE, "Swin", "MODEL.TYPE")
+
+
 @pytest.mark.parametrize("name", ["resnet50", None, 3])
 def test_name_unlike_any_gives_no_hint(name):
     with pytest.raises(ValueError, match="is unknown; valid: convnext, swin, vit.$"):
