@@ -59,6 +59,19 @@ def build_sharded(config, is_pretrain, device, dtype):
     return materialize(model, finished)
 
 
+def _check_values(model, name, module):
+    """Raises: ValueError that names a parameter without initial value, or a buffer without memory."""
+    kind, owner = type(module).__name__, type(model).__name__
+    for own, parameter in module.named_parameters(recurse=False):
+        if parameter.isnan().any():
+            raise ValueError(f"{f'{name}.{own}'.lstrip('.')} of a {kind} has no initial value: fill it in {owner}.init_module "
+                             f"(init_layer knows Linear, LayerNorm and Conv2d).")
+    for own, buffer in module.named_buffers(recurse=False):
+        if buffer.is_meta:
+            raise ValueError(f"the buffer {f'{name}.{own}'.lstrip('.')} of a {kind} in {owner} has no values: make it with "
+                             f"device=\"cpu\". Layers that make their own, as BatchNorm, are not supported: use LayerNorm.")
+
+
 def _default_device():
     """Where new tensors go; torch 2.6's get_default_device does not see `with torch.device(...)`."""
     return torch.empty(0).device
@@ -77,10 +90,12 @@ def materialize(model, finished=None):
     """
     def fill(name, module):
         for own, parameter in module.named_parameters(recurse=False):
-            # NaN, so that a parameter that init_module forgets can't go unnoticed
+            # NaN, so that a parameter that init_module forgets is noticed
             memory = torch.full_like(parameter, float("nan"), device=_default_device())
             module.register_parameter(own, nn.Parameter(memory, requires_grad=parameter.requires_grad))
         model.init_module(name, module)
+        if _default_device().type != "meta":
+            _check_values(model, name, module)
         for own, child in module.named_children():
             fill(f"{name}.{own}" if name else own, child)
         if finished is not None:

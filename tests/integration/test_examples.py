@@ -22,7 +22,7 @@ RECIPES = {"swin": DEMO / "simmim_pretrain__swin_nano__img64.yaml", "vit": DEMO 
 
 
 def tiny_encoder(name):
-    config = make_config(name, next(iter(VARIANTS[name])))
+    config = make_config(name, next(iter(VARIANTS.get(name, ["tiny"]))))
     return build(config, is_pretrain=True).encoder, config
 
 

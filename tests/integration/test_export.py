@@ -20,7 +20,7 @@ BATCHES = (1, 5)
 
 def prepare(folder, name, features=False):
     """A recipe and a checkpoint in a folder, the model that stands in the latter, and what it gives for images."""
-    config = make_config(name, next(iter(VARIANTS[name])))
+    config = make_config(name, next(iter(VARIANTS.get(name, ["tiny"]))))
     model = build(config, is_pretrain=False)
     if features:
         pretrained = build(config, is_pretrain=True)

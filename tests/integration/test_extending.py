@@ -1,10 +1,12 @@
 """docs/extending.md does what it says: its code, put into a copy of the repository, trains by the ordinary commands."""
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from .processes import ROOT, Forks, opts
+from .processes import ROOT, Forks, environment, opts
 from .recipes import PRETRAIN, VIT
 from .runs import losses
 
@@ -76,16 +78,34 @@ def test_document_shows_each_seam():
     ("all_pixels", {"MODEL.TYPE": "swin"}), ("all_pixels", VIT), ("mixer", {}), ("columns", {"MODEL.TYPE": "swin"}),
     ("grey", {"MODEL.TYPE": "swin"})], ids=["method_swin", "method_vit", "encoder", "mask", "target"])
 def test_code_of_the_document_trains(name, encoder, programs, images, tmp_path):
-    train(programs, images / "train", tmp_path, recipe=f"configs/{name}.yaml",
+    train(programs, images / "train", tmp_path, recipe=f"configs/{name}_pretrain.yaml",
           settings={**SMALL, **encoder, "MODEL.NAME": name, "TRAIN.EPOCHS": 2})
     values = losses(tmp_path / name / "default")
     assert len(values) == 6 and all(value == value and 0 < value < 5 for value in values)
     assert (tmp_path / name / "default" / "reconstructions" / "epoch_0001.png").is_file()
 
 
+def test_code_of_the_document_keeps_the_contracts_and_its_pages_can_be_made(extended):
+    """The tests and pages of the repository find what is new by themselves."""
+    for folder in ("contracts", "unit"):
+        shutil.copytree(ROOT / "tests" / folder, extended / "tests" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
+        shutil.copy(ROOT / name, extended / name)
+    shutil.copytree(ROOT / "docs", extended / "docs")
+    shutil.copytree(ROOT / "tools", extended / "tools")
+    made = subprocess.run([sys.executable, "tools/pages.py"], cwd=extended, env=environment(), capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    tests = ["tests/contracts", "tests/unit/test_pages.py", "tests/unit/test_structure.py"]
+    result = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k",
+                             "mixer or all_pixels or test_pages or test_structure"],
+                            cwd=extended, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
 def test_encoder_of_the_document_is_finetuned_from_its_pretraining(programs, images, tmp_path):
     settings = {**SMALL, "TRAIN.EPOCHS": 1, "AUG.AUTO_AUGMENT": "none"}
-    train(programs, images / "train", tmp_path, recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "pretrain"})
+    train(programs, images / "train", tmp_path, recipe="configs/mixer_pretrain.yaml",
+          settings={**settings, "MODEL.NAME": "pretrain"})
     out = train(programs, images, tmp_path, "main_finetune.py", "--pretrained", tmp_path / "pretrain/default/encoder.pth",
-                recipe="configs/mixer.yaml", settings={**settings, "MODEL.NAME": "finetune", "TRAIN.LAYER_DECAY": 0.8})
+                recipe="configs/mixer_pretrain.yaml", settings={**settings, "MODEL.NAME": "finetune", "TRAIN.LAYER_DECAY": 0.8})
     assert "2 missing (head.weight, head.bias)" in out

@@ -69,8 +69,17 @@ def test_units_hold_most_parameters_and_are_modules_of_the_model(encoder):
     assert held > 0.7 * sum(parameter.numel() for parameter in model.encoder.parameters())
 
 
-def test_parameter_that_is_not_initialised_stays_nan():
+def test_parameter_that_is_not_initialised_is_named():
     with torch.device("meta"):
         model = build_model(tiny_config("vit"))
         model.encoder.forgotten = torch.nn.Parameter(torch.zeros(2))
-    assert materialize(model).encoder.forgotten.isnan().all()
+    with pytest.raises(ValueError, match=r"encoder\.forgotten of a VisionTransformer has no initial.*SimMIM\.init_module"):
+        materialize(model)
+
+
+def test_buffer_without_values_is_named():
+    with torch.device("meta"):
+        model = build_model(tiny_config("vit"))
+        model.encoder.blocks[0].norm1 = torch.nn.BatchNorm2d(16, affine=False)
+    with pytest.raises(ValueError, match=r"buffer encoder\.blocks\.0\.norm1\.running_mean of a BatchNorm2d in SimMIM has no"):
+        materialize(model)
