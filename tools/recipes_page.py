@@ -84,6 +84,11 @@ def headers():
     return found
 
 
+def folder_of(found):
+    """The folder of some recipes, from the root of the repository."""
+    return Path(found[0].path).parent.as_posix()
+
+
 def stage_of(path):
     return next(i for i, word in enumerate(("_pretrain__", "_finetune__", "linprobe__", "")) if word in path.name)
 
@@ -93,7 +98,8 @@ def page():
     recipes = headers()
     folders = [*(name for name in FOLDERS if name in recipes), *sorted(recipes.keys() - FOLDERS.keys())]
     titles = {name: FOLDERS.get(name, name) for name in folders}
-    rows = [[f"[{titles[name]}](#{anchor(titles[name])})", f"[configs/{name}](../configs/{name})", str(len(recipes[name]))]
+    places = {name: folder_of(recipes[name]) for name in folders}
+    rows = [[f"[{titles[name]}](#{anchor(titles[name])})", f"[{places[name]}](../{places[name]})", str(len(recipes[name]))]
             for name in folders]
     number = sum(map(len, recipes.values()))
     contents = markdown(["what", "folder", "recipes"], rows).rstrip()

@@ -1,5 +1,7 @@
 """The page docs/settings.md: every setting as it is declared; written by tools/pages.py."""
 from config import TITLES, settings
+from models.encoders import ENCODERS
+from models.methods import METHODS
 from utils.tables import markdown
 
 INTRODUCTION = """# Settings
@@ -23,10 +25,16 @@ def page():
     for key in declared:
         sections.setdefault(section_of(key), []).append(key)
     for section, keys in sections.items():
-        heading = TITLES.get(section) or f"Of `MODEL.TYPE`, `MODEL.METHOD` or both: `{section}`"
+        heading = TITLES.get(section) or heading_of(section.removeprefix("MODEL.").lower())
         rows = [row(key, declared[key]) for key in keys]
         parts.append(f"\n## {heading}\n{markdown(['key', 'default', 'valid', 'read by', 'meaning'], rows)}")
     return "".join(parts)
+
+
+def heading_of(name):
+    """Of the settings of an encoder, a method, or both."""
+    kinds = [kind for kind, table in (("encoder", ENCODERS), ("method", METHODS)) if name in table]
+    return f"{' and '.join(kinds).capitalize()} `{name}`" if kinds else f"`{name.upper()}`, of any method"
 
 
 def section_of(key):

@@ -71,6 +71,9 @@ def run(main, *arguments):
         code = 0
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # what reads the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except Exception as error:
         logging.getLogger("simmim").debug("stopped by an error", exc_info=True)
         code = 2 if isinstance(error, (ValueError, OSError)) else 1

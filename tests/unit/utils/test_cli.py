@@ -1,5 +1,8 @@
 """Flags of the mains, and errors as one line."""
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +115,12 @@ def test_positive_number_refuses_others(kind, text, message, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--number", text])
     assert message in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    code = "from utils.cli import run; run(lambda: [print('x' * 100) for _ in range(10000)])"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
