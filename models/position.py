@@ -1,7 +1,6 @@
 """Relative position tables and absolute position embeddings: indices, and resizing to another grid."""
 import numpy as np
 import torch
-from scipy.interpolate import RectBivariateSpline
 from torch.nn import functional as F
 
 
@@ -102,6 +101,8 @@ def _resize_grid(grid, source, target):
         if len(position) == 1:  # one token along this axis has one offset: the same value everywhere
             grid = np.repeat(grid, 2, axis=axis)
             positions[axis] = np.array([0.0, 1.0])
+    from scipy.interpolate import RectBivariateSpline  # slow to import, and only another window or grid needs it
+
     degrees = [min(3, len(position) - 1) for position in positions]
     spline = RectBivariateSpline(*positions, grid, kx=degrees[0], ky=degrees[1], s=0)
     return spline(*wanted)

@@ -29,12 +29,6 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
-    ARGUMENTS = parse_arguments()  # before the imports that take seconds
-
-from config import load_config, run_folder
-
-
 def main(args):
     encoder = "vit_nano" if args.vit else "swin_nano"
     recipes = {stage: f"configs/demo/simmim_{stage}__{encoder}__img64.yaml" for stage in ("pretrain", "finetune")}
@@ -45,10 +39,9 @@ def main(args):
                 shutil.rmtree(ROOT / folder_of(recipe, args, tag), ignore_errors=True)
     os.chdir(ROOT)  # paths are relative to the repository, from wherever this is started
     begin = time.time()
-    pretrained = folder_of(recipes["pretrain"], args, encoder)
     step("Pre-training with SimMIM: 60 % of each image is hidden, the model regresses its pixels",
          "main_simmim.py", recipes["pretrain"], args, encoder)
-    accuracies = {}
+    pretrained, accuracies = folder_of(recipes["pretrain"], args, encoder), {}
     for name, title, more in (
             ("pretrained", "Fine-tuning the pre-trained encoder on 100 labels a class",
              ["--pretrained", f"{pretrained}/encoder.pth"]),
@@ -67,6 +60,8 @@ def main(args):
 
 def folder_of(recipe, args, tag):
     """Run folder of a step, relative to the repository."""
+    from config import load_config, run_folder  # here, so that the first step does not wait for torch twice
+
     return run_folder(load_config(ROOT / recipe, [*args.opts, "OUTPUT", args.output, "TAG", tag]))
 
 
@@ -108,4 +103,4 @@ curves:          tensorboard --logdir {Path(pretrained).parents[0].parent}""")
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGUMENTS))
+    sys.exit(main(parse_arguments()))
