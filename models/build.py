@@ -63,7 +63,7 @@ def _check_values(model, name, module):
     """Raises: ValueError that names a parameter without initial value, or a buffer without memory."""
     kind, owner = type(module).__name__, type(model).__name__
     for own, parameter in module.named_parameters(recurse=False):
-        if parameter.isnan().any():
+        if type(parameter) is nn.Parameter and parameter.isnan().any():  # tensors without values are of other types
             raise ValueError(f"{f'{name}.{own}'.lstrip('.')} of a {kind} has no initial value: fill it in {owner}.init_module "
                              f"(init_layer knows Linear, LayerNorm and Conv2d).")
     for own, buffer in module.named_buffers(recurse=False):
