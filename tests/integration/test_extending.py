@@ -85,6 +85,16 @@ def test_code_of_the_document_trains(name, encoder, programs, images, tmp_path):
     assert (tmp_path / name / "default" / "reconstructions" / "epoch_0001.png").is_file()
 
 
+@pytest.mark.parametrize(("setting", "message"), [
+    (["MODEL.ALL_PIXELS.VISIBLE_WEIGHT", 0], "VISIBLE_WEIGHT=0.0 is MODEL.METHOD simmim"),
+    (["MODEL.ALL_PIXELS.VISIBLE_WEIGHT", 2], "MODEL.ALL_PIXELS.VISIBLE_WEIGHT=2.0 is out of range"),
+    (["DATA.MASK_RATIO", 0], "DATA.MASK_RATIO=0.0 hides nothing")], ids=["check", "range", "check_masks"])
+def test_checks_of_the_document_refuse_before_anything_is_trained(setting, message, programs, images, tmp_path):
+    result = programs.run("main_simmim.py", "--cfg", "configs/all_pixels_pretrain.yaml", "--data-path", images / "train",
+                          "--output", tmp_path, "--opts", *setting)
+    assert result.code == 2 and message in result.error_lines[0] and not list(tmp_path.iterdir())
+
+
 def test_code_of_the_document_keeps_the_contracts_and_its_pages_can_be_made(extended):
     """The tests and pages of the repository find what is new by themselves."""
     for folder in ("contracts", "unit"):
