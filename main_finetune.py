@@ -17,19 +17,8 @@ from torch.nn import functional as F
 from config import load_config, run_folder, scaled_config
 from data import build_loader
 from data.loader import build_mixup, with_classes
-from engine import (
-    Job,
-    Updater,
-    announce,
-    build_for_training,
-    evaluate,
-    fit,
-    open_run,
-    parallel,
-    record_evaluation,
-    report_throughput,
-    start,
-)
+from engine import Job, Updater, announce, build_for_training, fit, open_run, parallel, start
+from evaluation import evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from optimizer import build_optimizer

@@ -33,19 +33,8 @@ from torch.nn import functional as F
 from config import encoder_config, load_config, run_folder, scaled_config
 from data.features import FeatureCache, checksum, parts_of
 from data.loader import build_probe_loaders, feature_loader, with_classes
-from engine import (
-    Job,
-    Updater,
-    announce,
-    append_records,
-    evaluate,
-    fit,
-    open_run,
-    parallel,
-    record_evaluation,
-    report_throughput,
-    start,
-)
+from engine import Job, Updater, announce, fit, open_run, parallel, start
+from evaluation import append_records, evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import load_pretrained
 from models.probe import build_probe, check_probing

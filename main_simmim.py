@@ -15,19 +15,8 @@ import torch
 
 from config import check_pretraining, load_config, pixel_statistics, run_folder, scaled_config
 from data import build_loader
-from engine import (
-    Job,
-    Updater,
-    announce,
-    build_for_training,
-    fit,
-    heldout_loss,
-    open_run,
-    parallel,
-    record_evaluation,
-    report_throughput,
-    start,
-)
+from engine import Job, Updater, announce, build_for_training, fit, open_run, parallel, start
+from evaluation import heldout_loss, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from optimizer import build_optimizer

@@ -30,7 +30,7 @@ class FeatureLoader:
         self.batch_size = batch_size
         self.sampler = sampler
         self.features = features
-        self.dataset = self  # for engine.in_step
+        self.dataset = self  # for evaluation.in_step
 
     def open(self, features):
         """Read from these: [(N, C) array, ...], one for each layer."""

@@ -49,12 +49,13 @@ from torch.nn import functional as F
 
 from config import encoder_config, image_size, load_config
 from data.masks import draw_masks
-from engine import Updater, wait_for
+from engine import Updater
 from models import build_model
 from models.encoders.mixmim import BLOCKED
 from models.encoders.swin import keep_apart
 from optimizer import build_optimizer
 from utils import distributed
+from utils.devices import wait_for
 from utils.meters import peak_memory_mb
 from utils.precision import build_precision
 from utils.seeding import rng_for, seed_globals

@@ -15,7 +15,7 @@ import inference
 from config import dump, image_size, load_config, with_values
 from data.datasets import ImageDataset
 from data.transforms import eval_transform, heldout_transform
-from engine import evaluate
+from evaluation import evaluate
 from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
 from models import build_model
 from models.probe import build_probe

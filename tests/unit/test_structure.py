@@ -28,6 +28,7 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "optimizer": {"config", "utils"},
     "lr_scheduler": {"config", "utils"},
     "resume": {"config", "utils"},
+    "evaluation": {"config", "logger", "utils"},
     "inference": {"config", "data", "models", "recipes", "utils"},
     "hubconf": {"inference", "models"},
     "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils"},

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import evaluate, heldout_loss, throughput
+from evaluation import evaluate, heldout_loss, throughput
 from utils.precision import build_precision
 
 CPU = torch.device("cpu")

@@ -1,0 +1,115 @@
+"""What a model is worth, measured by all processes together: accuracy, held-out loss, throughput."""
+import logging
+import os
+import time
+
+import torch
+from torch.nn import functional as F
+
+from config import encoder_config, image_size, run_folder
+from logger import json_line, log_to_file
+from utils import distributed
+from utils.devices import to_device, wait_for
+
+log = logging.getLogger("simmim.evaluation")
+
+
+def note_whole_model(config):
+    """Log that evaluation does not divide the model."""
+    if config.TRAIN.PARALLEL == "fsdp":
+        log.info("TRAIN.PARALLEL fsdp is for training: to evaluate, every process holds the whole model")
+
+
+def in_step(loader, device):
+    """The batches of this process, each with True, and then one with False until every process has had as many.
+
+    A sharded model must be called by all processes or none, but images may not divide evenly.
+    """
+    longest = distributed.largest_over_processes(torch.tensor(len(loader), device=device)).item()
+    for batch in loader:
+        yield batch, True
+    for _ in range(longest - len(loader)):
+        yield loader.collate_fn([loader.dataset[0]]), False
+
+
+@torch.no_grad()
+def evaluate(model, loader, device, precision):
+    """Accuracy of a classification model, each image counted once over all processes.
+
+    Args:
+        model: plain module, images -> logits.
+        loader: batches of (images, labels).
+    Returns: {top1, top5 (percent; top5 of all classes where there are fewer), loss, images}.
+    """
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    for batch, counts in in_step(loader, device):
+        images, labels = to_device(batch, device)
+        with precision.autocast():
+            logits = model(images)
+        if not counts:
+            continue
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels.unsqueeze(1))
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, torch.tensor(len(labels), device=device)]).to(sums)
+    top1, top5, loss, count = distributed.sum_over_processes(sums).tolist()
+    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": int(count)}
+
+
+@torch.no_grad()
+def heldout_loss(model, loader, device, precision):
+    """Mean pre-training loss over held-out images with fixed masks: {loss, images}."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float32, device=device)
+    for batch, counts in in_step(loader, device):
+        images, masks = to_device(batch, device)
+        with precision.autocast():
+            loss = model(images, masks)
+        if not counts:
+            continue
+        sums += torch.stack([loss * len(images), torch.tensor(float(len(images)), device=device)])
+    total, count = distributed.sum_over_processes(sums).tolist()
+    return {"loss": total / count, "images": int(count)}
+
+
+def record_evaluation(config, *records):
+    """Append the numbers of --eval to metrics.jsonl of the run folder, with the weights they belong to."""
+    note_whole_model(config)
+    log_to_file(run_folder(config), distributed.rank())
+    append_records(config, "eval", records)
+
+
+def append_records(config, kind, records):
+    """Add records {name: number or text} to metrics.jsonl of the run folder, with the weights they belong to."""
+    if distributed.rank() == 0:
+        with open(os.path.join(run_folder(config), "metrics.jsonl"), "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json_line({"kind": kind, "weights": config.MODEL.RESUME or config.PRETRAINED, **record}))
+
+
+@torch.no_grad()
+def throughput(model, shape, device, precision, warmup=5, rounds=30):
+    """Images per second of inference on random images of one process.
+
+    Args:
+        shape: (B, C, H, W).
+    """
+    model.eval()
+    images = torch.randn(shape, device=device)
+    for i in range(warmup + rounds):
+        if i == warmup:
+            wait_for(device)
+            begin = time.time()
+        with precision.autocast():
+            model(images)
+    wait_for(device)
+    return shape[0] * rounds / (time.time() - begin)
+
+
+def report_throughput(model, config, device, precision):
+    """Log images per second of inference at the config's size and batch."""
+    note_whole_model(config)
+    shape = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
+    log.info("batch size %d throughput %.1f images/s (%s, %s)", shape[0], throughput(model, shape, device, precision),
+             device, precision)
