@@ -10,8 +10,8 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,17 +19,21 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from config import dump, images_per_step, save_config
-from logger import MetricWriter, create_logger, log_to_file
+from logger import MetricWriter, create_logger, cut_back, log_to_file
 from models import build_model
 from models.build import build_sharded
-from resume import save_best, save_epoch
-from utils import distributed
-from utils.checkpoint import remove_unfinished
+from resume import Place, resume, save_best
+from utils import distributed, stopping
+from utils.background import Writer
+from utils.checkpoint import check_places, remove_unfinished
 from utils.devices import to_device
+from utils.heartbeat import Heartbeat
+from utils.lock import FolderLock
 from utils.meters import Meter, peak_memory_mb
 from utils.precision import build_precision
 from utils.seeding import STEP, seed_globals
 from utils.sharding import is_sharded, whole
+from watch import Watch
 
 log = logging.getLogger("simmim.engine")
 
@@ -37,8 +41,8 @@ class Updater:
     """One optimizer step from one or several micro-batches.
 
     K micro-batches give the step of one batch K times as large: their gradients are averaged and clipped once. A step
-    whose gradient is not finite is skipped and counted. Nothing here waits for the device, apart from optimizers that
-    are not fused.
+    whose loss or gradient is not finite, on any process, is skipped on all of them and counted. Nothing here waits for the
+    device, apart from optimizers that are not fused.
 
     Args:
         model: the module whose parameters the optimizer has, wrapped for parallel training or not.
@@ -53,6 +57,7 @@ class Updater:
         self.clip = clip or math.inf
         self.skipped = 0         # steps skipped so far
         self.skipped_in_row = 0  # ... without a good one between; both become tensors with the first step
+        self.loss = None         # of the last step, of this process
 
     def update(self, losses):
         """Run the micro-batches of one step.
@@ -67,7 +72,9 @@ class Updater:
             with self._communication(last):
                 with self.precision.autocast():
                     loss = compute_loss(self.model)
-                self.precision.backward(loss / len(losses), self.optimizer, last)
+                # a factor of 1, or NaN where the loss is not finite: so its gradient, and that of all processes, is not, either
+                finite = loss.detach() * 0 + 1
+                self.precision.backward(loss * finite / len(losses), self.optimizer, last)
             total = total + loss.detach()
         parameters = self.precision.gradients(self.optimizer)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.clip))  # over all parts of a sharded model
@@ -76,7 +83,8 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped = self.skipped + nonfinite
         self.skipped_in_row = (self.skipped_in_row + 1) * nonfinite
-        return total / len(losses), norm
+        self.loss = total / len(losses)
+        return self.loss, norm
 
     def _communication(self, last):
         """Under ddp, gradients travel between processes with the last micro-batch only.
@@ -101,6 +109,9 @@ class Job:
         validate: epoch -> {name: number}, on all ranks; {} if there is nothing to validate.
         folder: run folder.
         metrics: MetricWriter, made by open_run.
+        place: resume.Place, where the run is.
+        files: how long its metrics were at the checkpoint it goes on from; None where that is not known.
+        was_finished: whether there was nothing left to do when it started.
         group: index of the parameter group whose learning rate is logged (official: first in pre-training, last in
             fine-tuning).
         score: name of the validation number whose highest value marks the best checkpoint, or None.
@@ -121,12 +132,17 @@ class Job:
     metrics: Any = None
     group: int = 0
     score: str | None = None
-    start_epoch: int = 0
+    place: Place = field(default_factory=Place)
+    files: dict | None = field(default_factory=dict)
+    was_finished: bool = False
     best: float = 0.0
     best_epoch: int = -1
     started_from: str = ""
     fixed: tuple = ()
     classes: tuple = ()
+    lock: Any = None
+    heart: Any = None
+    writer: Writer = field(default_factory=Writer)
 
 
 def start(config):
@@ -173,17 +189,63 @@ def parallel(model, device):
 
 # ---- starting -----------------------------------------------------------------------------------------------------
 
+@contextmanager
+def running(job, scaled, num_train, num_val):
+    """Claim the run folder, go on where the run stopped, open its files and say what will happen; at the end close them.
+
+    Args:
+        scaled, num_train, num_val: as of announce.
+    Raises: ValueError if another process holds the folder.
+    """
+    first = distributed.rank() == 0
+    if first:
+        job.lock = FolderLock(job.folder, log.info)
+        if job.lock.left_by:
+            log.warning("%s was in use by %s, which ended without giving it back: taking it over", job.folder, job.lock.left_by)
+    distributed.barrier()
+    job.heart = Heartbeat(job.lock, job.config.DIST_TIMEOUT_MINUTES * 60)
+    job.heart.start()
+    try:
+        resume(job)
+        job.was_finished = job.place.epoch >= job.config.TRAIN.EPOCHS and job.place.validated
+        if job.was_finished:
+            log.info("nothing to train: %d of %d epochs are done in %s", job.place.epoch, job.config.TRAIN.EPOCHS, job.folder)
+        else:
+            open_run(job)
+            announce(job, scaled, num_train, num_val)
+        yield
+    finally:
+        end(job)
+
+
 def open_run(job):
     """Make the run folder: log files, metrics, and the config that reproduces the run (config.yaml)."""
-    log_to_file(job.folder, distributed.rank())
-    job.metrics = MetricWriter(job.folder if distributed.rank() == 0 else None)
-    if distributed.rank() == 0:
-        save_config(job.config, job.folder, job.task)
+    first = distributed.rank() == 0
+    if first:
+        check_places(job.folder)
         remove_unfinished(job.folder)
+    log_to_file(job.folder, distributed.rank())
+    if first:
+        save_config(job.config, job.folder, job.task)
+        lost = cut_back(job.folder, job.files) if job.files is not None else []
+        if lost:
+            log.warning("%s of %s ends before the checkpoint: what is missing is lost, training is not", ", ".join(lost),
+                        job.folder)
+    job.metrics = MetricWriter(job.folder if first else None, job.place.epoch * len(job.loader) + job.place.batches)
     distributed.barrier()
     if is_sharded(job.model) and not os.path.exists(os.path.join(job.folder, "config.yaml")):
         raise ValueError(f"this machine does not see {job.folder} of rank 0, into which every process of a sharded run writes "
                          f"its part: put --output on a file system that all machines share.")
+
+
+def end(job):
+    """Close the files of a run and give its folder back."""
+    if job.metrics is not None:
+        job.metrics.close()
+    if job.heart is not None:
+        job.heart.end()
+    if job.lock is not None:
+        job.lock.release()
 
 
 def announce(job, scaled, num_train, num_val):
@@ -217,44 +279,77 @@ def announce(job, scaled, num_train, num_val):
 # ---- training -----------------------------------------------------------------------------------------------------
 
 def fit(job):
-    """Train from job.start_epoch to TRAIN.EPOCHS: epochs, validation, checkpoints."""
-    config, begin = job.config, time.time()
-    if job.start_epoch >= config.TRAIN.EPOCHS:
-        log.info("nothing to train: %d of %d epochs are done", job.start_epoch, config.TRAIN.EPOCHS)
-    for epoch in range(job.start_epoch, config.TRAIN.EPOCHS):
-        train_epoch(job, epoch)
-        numbers = job.validate(epoch)
-        if numbers:
-            job.metrics.write("val", (epoch + 1) * len(job.loader), epoch=epoch, **numbers)
-        if job.score and (job.best_epoch < 0 or numbers[job.score] > job.best):
-            job.best, job.best_epoch = numbers[job.score], epoch
-            save_best(job, epoch)
-        if epoch % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1:
-            save_epoch(job, epoch)
-    log.info("training took %s", _duration(time.time() - begin))
+    """Train from job.place to TRAIN.EPOCHS: epochs, checkpoints, validation.
+
+    An epoch is saved before it is validated, so that nothing that happens then costs more than the validation.
+    Raises: Stopped, once the step is done and saved, if the processes were asked to stop.
+    """
+    config, begun = job.config, time.time()
+    if job.was_finished:
+        return
+    watch = Watch(job)
+    try:
+        with stopping.saving_first():
+            if not job.place.validated:
+                _validate(job, watch)
+            for epoch in range(job.place.epoch, config.TRAIN.EPOCHS):
+                train_epoch(job, epoch, watch)
+                last = epoch == config.TRAIN.EPOCHS - 1
+                if epoch % config.SAVE_FREQ == 0 or last:
+                    watch.save()
+                _validate(job, watch)
+                if last:
+                    watch.complete()
+            job.writer.wait()
+    except stopping.Asked as asked:
+        watch.stop(asked.code)
+    log.info("training took %s", _duration(time.time() - begun))
 
 
-def train_epoch(job, epoch):
-    """One pass over the training data, in groups of TRAIN.ACCUMULATION_STEPS micro-batches.
+def _validate(job, watch):
+    """Validate the epoch that was trained last; keep its model if it is the best."""
+    epoch = job.place.epoch - 1
+    watch.at("the validation of epoch {}", epoch)
+    numbers = job.validate(epoch)
+    if numbers:
+        job.metrics.write("val", job.place.epoch * len(job.loader), epoch=epoch, **numbers)
+    score = numbers.get(job.score) if job.score else None
+    if score is not None and math.isfinite(numbers.get("loss", 0.0)) and (job.best_epoch < 0 or score > job.best):
+        job.best, job.best_epoch = score, epoch
+        save_best(job, epoch)
+    elif not math.isfinite(numbers.get("loss", 0.0)):
+        log.warning("the validation loss of epoch %d is %s: it can't be the best", epoch, numbers["loss"])
+    job.place.validated = True
+
+
+def train_epoch(job, epoch, watch=None):
+    """One pass over the training data from job.place on, in groups of TRAIN.ACCUMULATION_STEPS micro-batches.
 
     The last group of an epoch may be shorter; it makes a step of its own.
+
+    Args:
+        watch: Watch of the run; None = a new one.
     """
-    config, loader = job.config, job.loader
+    config, loader, place = job.config, job.loader, job.place
+    watch = watch or Watch(job)
     num_batches, size = len(loader), max(config.TRAIN.ACCUMULATION_STEPS, 1)
-    loader.sampler.set_epoch(epoch)
+    loader.sampler.set_epoch(epoch, place.batches)
     job.model.train()
     job.updater.optimizer.zero_grad(set_to_none=True)
-    epoch_loss, loss_meter, norm_meter = Meter(), Meter(), Meter()
+    meters = epoch_loss, loss_meter, norm_meter = Meter(), Meter(), Meter()
+    for meter, state in zip(meters, place.meters or (), strict=False):
+        meter.load(state)
     clock = Clock()
     progress = _progress_bar(num_batches, f"epoch {epoch}")
     group = []
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(loader, start=place.batches):
         iteration = epoch * num_batches + i
         clock.data_arrived()
         group.append(_loss_of(job, batch, iteration))
         if len(group) < size and i < num_batches - 1:
             clock.waits_for_data()
             continue
+        watch.at("iteration {} of epoch {}", i, epoch)
         loss, norm = job.updater.update(group)
         rate = job.updater.optimizer.param_groups[job.group]["lr"]  # of the step just made
         job.scheduler.step_update(iteration)
@@ -262,12 +357,15 @@ def train_epoch(job, epoch):
             meter.add(value)
         group = []
         if i // config.PRINT_FREQ > (i - size) // config.PRINT_FREQ or i == num_batches - 1:
-            _report(job, epoch, i, rate, (loss_meter, epoch_loss, norm_meter), clock, progress)
+            _report(job, epoch, i, rate, (loss_meter, epoch_loss, norm_meter), clock, progress, watch)
             loss_meter.reset()
             norm_meter.reset()
         progress.update(i + 1 - progress.n)
+        watch.step_done(epoch, i + 1, meters)
         clock.waits_for_data()
+        watch.at("waiting for data of iteration {} of epoch {}", i + 1, epoch)
     progress.close()
+    job.place = Place(epoch + 1, validated=False)
     log.info("EPOCH %d training takes %s", epoch, _duration(clock.total))
 
 
@@ -302,12 +400,12 @@ class Clock:
         return each, waiting
 
 
-def _report(job, epoch, i, rate, meters, clock, progress):
+def _report(job, epoch, i, rate, meters, clock, progress, watch):
     """Log one line; the only place where training waits for the device and for the other processes."""
     config, num_batches, updater = job.config, len(job.loader), job.updater
     numbers = torch.stack([torch.as_tensor(meter.mean(), dtype=torch.float32, device=job.device) for meter in meters])
     loss, average, norm = (distributed.sum_over_processes(numbers) / distributed.world_size()).tolist()
-    in_row, skipped = int(updater.skipped_in_row), int(updater.skipped)
+    skipped = int(updater.skipped)
     each, waiting = clock.lap()
     images = config.DATA.BATCH_SIZE * distributed.world_size() / max(each, 1e-9)
     memory = peak_memory_mb(job.device)
@@ -319,11 +417,10 @@ def _report(job, epoch, i, rate, meters, clock, progress):
     log.log(logging.DEBUG if progress.disable is False else logging.INFO, line)
     job.metrics.write("train", epoch * num_batches + i, epoch=epoch, loss=loss, loss_epoch=average, lr=rate, grad_norm=norm,
                       time=each, data_time=waiting, images_per_second=images, memory_mb=memory, skipped=skipped)
-    if in_row >= config.TRAIN.NONFINITE_LIMIT:
-        raise ValueError(
-            f"the gradient was NaN or infinite in the last {in_row} steps, up to iteration {epoch * num_batches + i} (epoch "
-            f"{epoch}); all of them were skipped. The checkpoints in {job.folder} are older and intact: resume from one with "
-            f"a lower TRAIN.BASE_LR or --amp-opt-level O0.")
+    collapsed = watch.collapse.add(loss, norm)
+    if collapsed:
+        log.warning("epoch %d, iteration %d: %s", epoch, i, collapsed)
+    updater.precision.hold_scale()
 
 
 def _progress_bar(total, name):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from config import encoder_config, image_size, run_folder
 from logger import json_line, log_to_file
-from utils import distributed
+from utils import distributed, stopping
 from utils.devices import to_device, wait_for
 
 log = logging.getLogger("simmim.evaluation")
@@ -24,12 +24,23 @@ def in_step(loader, device):
     """The batches of this process, each with True, and then one with False until every process has had as many.
 
     A sharded model must be called by all processes or none, but images may not divide evenly.
+    Raises: stopping.Asked, on all processes after the same batch, if a training was asked to stop.
     """
     longest = distributed.largest_over_processes(torch.tensor(len(loader), device=device)).item()
+    exchange = distributed.Exchange()
     for batch in loader:
         yield batch, True
+        _stop_if_asked(exchange)
     for _ in range(longest - len(loader)):
         yield loader.collate_fn([loader.dataset[0]]), False
+        _stop_if_asked(exchange)
+
+
+def _stop_if_asked(exchange):
+    if stopping.saves_first():  # within a training, on all processes or none
+        code, = exchange(stopping.requested())
+        if code:
+            raise stopping.Asked(code)
 
 
 @torch.no_grad()

@@ -10,8 +10,11 @@ from pathlib import Path
 from termcolor import colored
 from tqdm import tqdm
 
+from utils.files import naming, replacing
+
 ROOT = "simmim"
 LINE = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
+METRICS, BOARD = "metrics.jsonl", "tensorboard"  # files of a run
 TIME = "%Y-%m-%d %H:%M:%S"
 
 
@@ -20,6 +23,17 @@ class ConsoleHandler(logging.StreamHandler):
 
     def emit(self, record):
         tqdm.write(self.format(record), file=self.stream)
+
+
+class LogFile(logging.FileHandler):
+    """A log that can't be written, on a full disk say, is said once and ends nothing."""
+
+    failed = False
+
+    def handleError(self, record):
+        if not self.failed:
+            self.failed = True
+            print(f"warning: {self.baseFilename} can't be written ({sys.exc_info()[1]})", file=sys.stderr)
 
 
 def create_logger(rank=0):
@@ -43,7 +57,7 @@ def create_logger(rank=0):
 def log_to_file(folder, rank=0):
     """Add the log file of this rank, `log_rank<rank>.txt` in the run folder; an existing one is continued."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(Path(folder) / f"log_rank{rank}.txt", mode="a", encoding="utf-8")
+    handler = LogFile(Path(folder) / f"log_rank{rank}.txt", mode="a", encoding="utf-8", errors="backslashreplace")
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter(LINE, TIME))
     logger = logging.getLogger(ROOT)
@@ -83,16 +97,19 @@ class MetricWriter:
 
     Args:
         folder: run folder, or None to write nothing (ranks other than 0).
+        step: iteration at which the run goes on; events from there on, of an earlier start, are void.
+    Raises: OSError that names the file, on writing, too.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, step=0):
         self.folder = folder and Path(folder)
         self.file = self.board = None
         if folder:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import; other ranks need it not
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")
-            self.board = SummaryWriter(str(self.folder / "tensorboard"))
+            with naming(self.folder / METRICS):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.file = open(self.folder / METRICS, "a", encoding="utf-8")
+                self.board = SummaryWriter(str(self.folder / BOARD), purge_step=step or None)
 
     def write(self, kind, step, **values):
         """Add one record.
@@ -103,23 +120,82 @@ class MetricWriter:
             values: numbers.
         """
         if self.file:
-            self.file.write(json_line({"kind": kind, "step": step, **values}))
-            self.file.flush()
-            for name, value in values.items():
-                if name != "epoch":
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            with naming(self.folder / METRICS):
+                self.file.write(json_line({"kind": kind, "step": step, **values}))
+                self.file.flush()
+            with naming(self.folder / BOARD):
+                for name, value in values.items():
+                    if name != "epoch":
+                        self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def picture(self, name, step, picture):
         """Save a PIL image as <folder>/<name>/epoch_<step>.png and show it in TensorBoard."""
         if self.file:
             import numpy as np
-            path = self.folder / name / f"epoch_{step:04d}.png"
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path)
-            self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            with replacing(self.folder / name / f"epoch_{step:04d}.png") as path:
+                picture.save(path, format="png")
+            with naming(self.folder / BOARD):
+                self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+                self.board.flush()
+
+    def position(self):
+        """{file: bytes} of what has been written so far, down to the disk, for `cut_back`; {} of a writer of nothing."""
+        if not self.file:
+            return {}
+        with naming(self.folder / METRICS):
+            os.fsync(self.file.fileno())
             self.board.flush()
+        return {name: path.stat().st_size for name, path in _numbers_in(self.folder).items()}
 
     def close(self):
         if self.file:
             self.file.close()
             self.board.close()
+
+
+def _numbers_in(folder):
+    """{name: path} of the files a MetricWriter adds to."""
+    files = [folder / METRICS, *sorted((folder / BOARD).glob("events.*"))]
+    return {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+
+
+def cut_back(folder, position):
+    """Remove what a run wrote after its checkpoint; it will write it again. Records of evaluations stay.
+
+    Args:
+        folder: run folder.
+        position: from MetricWriter.position; {} = the run starts at its beginning.
+    Returns: names of the files that are shorter than they were at the checkpoint.
+    """
+    folder, lost = Path(folder), []
+    files = _numbers_in(folder)
+    for name in position:
+        if name not in files or files[name].stat().st_size < position[name]:
+            lost.append(name)
+    for name, path in files.items():
+        size = position.get(name, 0)
+        if path.stat().st_size <= size:
+            continue
+        if name == METRICS:
+            _cut_records(path, size)
+        elif size:
+            os.truncate(path, size)
+        else:
+            path.unlink()
+    return lost
+
+
+def _cut_records(path, size):
+    content = path.read_bytes()
+    others = [line for line in content[size:].splitlines(keepends=True) if _kind(line) not in ("train", "val")]
+    if content[size:] != b"".join(others):
+        with replacing(path) as temporary:
+            temporary.write_bytes(content[:size] + b"".join(others))
+
+
+def _kind(line):
+    """`kind` of a record; of a line that is not whole, "train"."""
+    try:
+        return json.loads(line)["kind"]
+    except (ValueError, KeyError, TypeError):
+        return "train"

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from config import load_config, run_folder, scaled_config
 from data import build_loader
 from data.loader import build_mixup, with_classes
-from engine import Job, Updater, announce, build_for_training, fit, open_run, parallel, start
+from engine import Job, Updater, build_for_training, fit, parallel, running, start
 from evaluation import evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from optimizer import build_optimizer
-from resume import compare_classes, resume
+from resume import compare_classes
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 
@@ -98,12 +98,9 @@ def train(model, loaders, config, device, precision):
               compute_loss=partial(finetuning_loss, mixup=mixup, smoothing=config.MODEL.LABEL_SMOOTHING), validate=validate,
               folder=run_folder(config), group=-1, score="top1",
               classes=loaders.classes)
-    resume(job)
-    open_run(job)
-    announce(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset))
-    fit(job)
-    log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
-    job.metrics.close()
+    with running(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset)):
+        fit(job)
+        log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
 
 
 if __name__ == "__main__":

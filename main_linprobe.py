@@ -33,13 +33,13 @@ from torch.nn import functional as F
 from config import encoder_config, load_config, run_folder, scaled_config
 from data.features import FeatureCache, checksum, parts_of
 from data.loader import build_probe_loaders, feature_loader, with_classes
-from engine import Job, Updater, announce, fit, open_run, parallel, start
+from engine import Job, Updater, fit, parallel, running, start
 from evaluation import append_records, evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import load_pretrained
 from models.probe import build_probe, check_probing
 from optimizer import build_optimizer
-from resume import check_fixed, compare_classes, resume
+from resume import check_fixed, compare_classes
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.knn import count_correct
@@ -147,19 +147,17 @@ class Probe:
                   updater=Updater(parallel(model, device), optimizer, self.precision, config.TRAIN.CLIP_GRAD),
                   compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1",
                   classes=self.loaders.classes)
-        resume(job)
-        open_run(job)
-        announce(job, scaled, len(self.loaders.plain.dataset), len(self.loaders.val.dataset))
-        val += self.features("val")  # of the weights that a resumed run brought along
-        if not config.PROBE.AUGMENT:
-            loader.open(self.features("plain"))
-        fit(job)
-        log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
-        if config.PROBE.SWEEP:
-            records = self.accuracies(val)
-            report(records)
-            append_records(config, "probe", records)
-        job.metrics.close()
+        with running(job, scaled, len(self.loaders.plain.dataset), len(self.loaders.val.dataset)):
+            if not job.was_finished:
+                val += self.features("val")  # of the weights that a resumed run brought along
+                if not config.PROBE.AUGMENT:
+                    loader.open(self.features("plain"))
+            fit(job)
+            log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
+            if config.PROBE.SWEEP and not job.was_finished:
+                records = self.accuracies(val)
+                report(records)
+                append_records(config, "probe", records)
 
 
 def report(records):

@@ -15,16 +15,16 @@ import torch
 
 from config import check_pretraining, load_config, pixel_statistics, run_folder, scaled_config
 from data import build_loader
-from engine import Job, Updater, announce, build_for_training, fit, open_run, parallel, start
+from engine import Job, Updater, build_for_training, fit, parallel, running, start
 from evaluation import heldout_loss, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from optimizer import build_optimizer
-from resume import resume, save_encoder
+from resume import save_encoder
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.pictures import picture_grid
-from utils.sharding import gathered
+from utils.sharding import gathered, is_sharded
 
 log = logging.getLogger("simmim.main")
 
@@ -72,12 +72,9 @@ def train(model, loaders, config, device, precision):
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
               compute_loss=lambda model, batch: model(*batch),
               validate=lambda epoch: validate(job, loaders, epoch), folder=run_folder(config))
-    resume(job)
-    open_run(job)
-    announce(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset))
-    fit(job)
-    save_encoder(job)
-    job.metrics.close()
+    with running(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset)):
+        fit(job)
+        save_encoder(job)
 
 
 def validate(job, loaders, epoch):
@@ -99,6 +96,9 @@ def picture(job, dataset):
     samples = [dataset[i * len(dataset) // number] for i in range(number)]
     images, masks = (part.to(job.device) for part in dataset.collate(samples))
     job.model.eval()
+    if is_sharded(job.model):  # must be called as a whole before any part of it
+        with job.updater.precision.autocast():
+            job.model(images, masks)
     with job.updater.precision.autocast(), gathered(job.model):
         columns = job.model.pictures(images, masks)
     return picture_grid(columns, *pixel_statistics(job.config))

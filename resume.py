@@ -1,26 +1,34 @@
 """What a run leaves behind and how it goes on from there. A job is an engine.Job."""
 import logging
+import math
 import os
+from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from config import differences, dump
+from config import differences, dump, images_per_step
 from utils import distributed, sharding
+from utils.background import host_copy
 from utils.checkpoint import (
     BEST_FILE,
     ENCODER_FILE,
     USE_PRETRAINED,
-    epoch_checkpoints,
+    checkpoints,
+    load_checkpoint,
     load_for_resume,
     load_weights,
     moments_in,
     newest_good_checkpoint,
     read_folder,
+    remove_old,
+    rewrite_state,
     save_checkpoint,
     save_folder,
 )
+from utils.numbers import nonfinite
 
 log = logging.getLogger("simmim.resume")
 
@@ -30,28 +38,95 @@ NOT_RESUMED = {"BASE", "MODEL.RESUME", "PRETRAINED", "OUTPUT", "TAG", "LOCAL_RAN
 KINDS = ("betas", "momentum", "trust_coefficient")  # settings that tell kinds of optimizers apart
 
 
-def save_epoch(job, epoch):
-    """Write checkpoint ckpt_epoch_<epoch> (epochs count from 0) with everything needed to go on.
+@dataclass
+class Place:
+    """Where a run is, between two optimizer steps.
 
-    Rank 0 writes one file, ckpt_epoch_<epoch>.pth; of a sharded model every rank writes its part into a folder.
+    Attributes:
+        epoch: number of epochs whose batches are all done: the number of the one it is in.
+        batches: micro-batches done in it, by each process.
+        steps: optimizer steps done in it.
+        validated: whether the epoch before it was validated and its best model kept.
+        meters: averages of the epoch so far, and since the last line of the log: [total, count] of each.
     """
-    path = os.path.join(job.folder, f"ckpt_epoch_{epoch}")
-    optimizer = job.updater.optimizer
+    epoch: int = 0
+    batches: int = 0
+    steps: int = 0
+    validated: bool = True
+    meters: list | None = None
+
+    def __str__(self):
+        return f"step {self.steps} of epoch {self.epoch}" if self.steps else f"the start of epoch {self.epoch}"
+
+
+def save(job, scheduled=True, again=False):
+    """Write a checkpoint of where the run is; all ranks must call it, between two steps.
+
+    At the end of an epoch it is ckpt_epoch_<epoch>; within one ckpt_epoch_<epoch>_step_<steps>, as are those that SAVE_FREQ
+    does not ask for. Epochs count from 0. Rank 0 writes one file, of the ending .pth; of a sharded model every rank writes its
+    part into a folder.
+
+    Args:
+        scheduled: whether a checkpoint is due here; otherwise the next ones replace it.
+        again: whether this process has written it before, and weights and moments are the same.
+    Returns: its path.
+    """
+    place, config = job.place, job.config
+    ends_epoch = scheduled and not place.batches
+    name = f"ckpt_epoch_{place.epoch - 1}" if ends_epoch else f"ckpt_epoch_{place.epoch}_step_{place.steps}"
+    path, optimizer = os.path.join(job.folder, name), job.updater.optimizer
     state = {"lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
-             "epoch": epoch, "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
-             **_description(job)}
+             "epoch": place.epoch - 1 if ends_epoch else place.epoch, "validated": place.validated,
+             "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
+             "skipped": int(job.updater.skipped), "skipped_in_row": int(job.updater.skipped_in_row),
+             "global_batch": _global_batch(config), "files": job.metrics.position(), **_description(job)}
+    if not ends_epoch:
+        state["position"] = {"steps": place.steps, "images": place.batches * _images(config),
+                             "meters": distributed.from_all(place.meters)}
+    written = partial(_written, job, path, (place.epoch, place.steps))
     if sharding.is_sharded(job.model):
         sharding.release(job.model)
         names = {parameter: name for name, parameter in job.model.named_parameters()}
         moments = {names[parameter]: moments for parameter, moments in optimizer.state.items()}
         groups = [{**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups]
-        save_folder(path, job.model.state_dict(), moments, {**state, "optimizer_groups": groups})
-    elif distributed.rank() == 0:
+        state["optimizer_groups"] = groups
+        if not again:
+            save_folder(path, job.model.state_dict(), moments, state)
+        elif distributed.rank() == 0:
+            rewrite_state(path, state)
+        written()
+    else:
         path += ".pth"
-        save_checkpoint(path, {"model": job.model.state_dict(), "optimizer": optimizer.state_dict(), **state})
-    if distributed.rank() == 0:
-        log.info("%s saved", path)
+        content = {"model": job.model.state_dict(), "optimizer": optimizer.state_dict(), **state}
+        if config.SAVE_ASYNC and distributed.rank() == 0:
+            job.writer.start(partial(_write, path, host_copy(content), written))
+        elif distributed.rank() == 0:
+            _write(path, content, written)
     distributed.barrier()
+    return path
+
+
+def _write(path, content, written):
+    save_checkpoint(path, content)
+    written()
+
+
+def _written(job, path, place):
+    """After a checkpoint is whole: say so, and remove what it replaces."""
+    if distributed.rank() == 0:
+        log.info("%s saved", path + ("" if os.path.isdir(path) else ".pth"))
+        remove_old(job.folder, place, job.config.SAVE_KEEP, job.config.SAVE_KEEP_EVERY)
+
+
+def _images(config):
+    """Images of one micro-batch over all processes."""
+    return config.DATA.BATCH_SIZE * distributed.world_size()
+
+
+def _global_batch(config):
+    """What makes up the images of one step."""
+    return {"batch": config.DATA.BATCH_SIZE, "processes": distributed.world_size(),
+            "accumulation": max(config.TRAIN.ACCUMULATION_STEPS, 1)}
 
 
 def save_best(job, epoch):
@@ -63,8 +138,8 @@ def save_best(job, epoch):
 def save_encoder(job):
     """Write the encoder of a finished pre-training alone, for --pretrained; all ranks must call it."""
     path = os.path.join(job.folder, ENCODER_FILE)
-    if distributed.from_rank0(job.start_epoch < job.config.TRAIN.EPOCHS or not os.path.exists(path)):
-        _save_weights(job, job.model.encoder, ENCODER_FILE, {"epoch": max(job.start_epoch, job.config.TRAIN.EPOCHS) - 1})
+    if distributed.from_rank0(not job.was_finished or not os.path.exists(path)):
+        _save_weights(job, job.model.encoder, ENCODER_FILE, {"epoch": job.place.epoch - 1})
         log.info("encoder alone, for --pretrained: %s", path)
 
 
@@ -78,6 +153,34 @@ def _save_weights(job, module, name, state):
 def _description(job):
     """What the weights are of, in plain text."""
     return {"config": dump(job.config, job.task), **({"classes": list(job.classes)} if job.classes else {})}
+
+
+def newest_sound(folder):
+    """Path of the newest checkpoint of a run whose weights are finite and followed a step that was kept; None without one."""
+    for _, path in reversed(checkpoints(folder)):
+        try:
+            content = load_checkpoint(path)
+        except (ValueError, OSError):
+            continue
+        if not content.get("skipped_in_row") and not nonfinite_in(content):
+            return str(path)
+    return None
+
+
+def nonfinite_parts(job):
+    """Names of the weights, buffers and moments of a run, as far as this process holds them, that are not finite."""
+    named = dict(job.model.state_dict())
+    names = {parameter: name for name, parameter in job.model.named_parameters()}
+    for parameter, moments in job.updater.optimizer.state.items():
+        named |= {f"{moment} of {names.get(parameter, 'a parameter')}": value for moment, value in moments.items()}
+    return nonfinite({name: sharding.own_part(value) for name, value in named.items()})
+
+
+def nonfinite_in(content):
+    """Names of the weights and moments of a checkpoint that hold NaN or infinity."""
+    moments = content.get("optimizer", {}).get("state", {})
+    return nonfinite({**content["model"], **{f"{moment} of parameter {i}": value for i, of in moments.items()
+                                             for moment, value in of.items()}})
 
 
 def compare_classes(content, classes, path):
@@ -115,7 +218,7 @@ def resume(job):
     if explicit:
         restore(job, load_for_resume(explicit), explicit)
     else:
-        job.start_epoch = config.TRAIN.START_EPOCH
+        job.place = Place(config.TRAIN.START_EPOCH)
     _refuse_overwriting(job, explicit)
 
 
@@ -147,18 +250,21 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     else:
         load_weights(job.model, content, path, advice)
         _load_optimizer(job.updater.optimizer, content["optimizer"], path)
+    _refuse_nonfinite(job, path)
     job.updater.precision.load_state_dict(content.get("scaler"))
-    job.start_epoch = content["epoch"] + 1
-    last = job.start_epoch * len(job.loader) - 1
-    then = content.get("lr_scheduler", {}).get("last_update", last)
-    if then != last:
-        log.info("an epoch has %d iterations now, not %d: the schedule goes on at the start of epoch %d", len(job.loader),
-                 (then + 1) // job.start_epoch, job.start_epoch)
-    job.scheduler.load_state_dict({"last_update": last})
+    job.place = _place_in(job, content)
+    job.updater.skipped, job.updater.skipped_in_row = content.get("skipped", 0), content.get("skipped_in_row", 0)
+    last = job.place.epoch * len(job.loader) + job.place.batches - 1
+    job.scheduler.load_state_dict({"last_update": last} if last >= 0 else {})
+    if Path(path).parent == Path(os.path.abspath(job.folder)) or str(Path(path).parent) == job.folder:
+        job.files = content.get("files")
     job.best = content.get("max_accuracy", 0.0)
     job.best_epoch = content.get("best_epoch", content["epoch"] if job.best else -1)  # official files have no best_epoch
     job.started_from = job.started_from or content.get("started_from", "")
-    log.info("resumed from %s: epoch %d is done, going on with epoch %d", path, content["epoch"], job.start_epoch)
+    done = f"epoch {job.place.epoch - 1} is done, " if job.place.epoch else ""
+    log.info("resumed from %s: %sgoing on with %s", path, done,
+             f"epoch {job.place.epoch}" if not job.place.steps else job.place)
+    _compare_steps(job, content)
     if isinstance(content.get("config"), str):
         changed = differences(job.config, content["config"])
         if "PRETRAINED" in changed:
@@ -167,6 +273,51 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         for key, (then, now) in changed.items():
             if key not in NOT_RESUMED:
                 log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+
+
+def _refuse_nonfinite(job, path):
+    """Refuse to go on from NaN. Raises ValueError that names the newest good checkpoint beside it."""
+    names = nonfinite_parts(job)
+    if distributed.any_process(bool(names), job.device):
+        good = newest_sound(Path(path).parent)
+        advice = f"go on from {good}, the newest good one, with --resume and another --tag" if good else "start anew"
+        raise ValueError(f"{path} can't be resumed: {len(names)} of its tensors hold NaN or infinity ({', '.join(names[:3])}"
+                         f"{', ...' if len(names) > 3 else ''}). The run that wrote it had diverged: {advice}.")
+
+
+def _place_in(job, content):
+    """Where a checkpoint stands, in batches of this run."""
+    position, validated = content.get("position"), content.get("validated", True)
+    if not position:
+        place = Place(content["epoch"] + 1, validated=validated)
+        then = content.get("lr_scheduler", {}).get("last_update")
+        if then is not None and then + 1 != place.epoch * len(job.loader):
+            log.info("an epoch has %d iterations now, not %d: the schedule goes on at the start of epoch %d", len(job.loader),
+                     (then + 1) // place.epoch, place.epoch)
+        return place
+    batches, rest = divmod(position["images"], _images(job.config))
+    if rest or batches > len(job.loader):
+        batches = min(batches, len(job.loader))
+        log.warning("the checkpoint lies %d images into epoch %d, which is no whole number of batches now: going on after %d "
+                    "images of it", position["images"], content["epoch"], batches * _images(job.config))
+    meters, rank = position["meters"], distributed.rank()
+    if len(meters) != distributed.world_size():  # each of as many as there are now takes the mean
+        mean = torch.tensor(meters, dtype=torch.float64).mean(dim=0).tolist()
+        meters = [mean] * distributed.world_size()
+    return Place(content["epoch"], batches, position["steps"], validated, meters[rank])
+
+
+def _compare_steps(job, content):
+    """Warn where steps have other images than before the interruption: the rate follows their number."""
+    then, now = content.get("global_batch"), _global_batch(job.config)
+    if not then or then == now:
+        return
+    before, after = math.prod(then.values()), images_per_step(job.config, distributed.world_size())
+    rate = job.config.TRAIN.BASE_LR / job.config.TRAIN.LR_SCALE_BATCH
+    effect = ("the learning rate stays" if before == after else
+              f"learning rates follow, the base rate is {after * rate:.3e} now, not {before * rate:.3e}")
+    log.warning("a step has %d images now (%d a batch x %d processes x %d accumulation steps), not %d (%d x %d x %d): %s",
+                after, *now.values(), before, *then.values(), effect)
 
 
 def check_fixed(config, content, path, keys):
@@ -226,16 +377,16 @@ def _part_of(value, parameter):
 def _refuse_overwriting(job, resumed):
     """A run may write over nothing it does not continue: not over later checkpoints, nor beside those of another run."""
     folder = Path(job.folder)
-    epochs = epoch_checkpoints(folder)
+    found = checkpoints(folder)
     other_run = not resumed or Path(resumed).parent != Path(os.path.abspath(folder))
     there = [path for path in (folder / BEST_FILE, folder / ENCODER_FILE) if other_run and path.exists()]
-    there += [path for epoch, path in epochs if other_run or epoch >= job.start_epoch]
+    there += [path for place, path in found if other_run or place > (job.place.epoch, job.place.steps)]
     if not there:
         return
-    if epochs and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one
+    if found and job.config.TRAIN.AUTO_RESUME and not resumed:  # it would have gone on, had it been able to read one
         raise ValueError(f"none of the checkpoints in {folder} can be read ({there[-1].name} is the newest), and starting anew "
                          f"would write over them: move them away, or use another --tag.")
     what = f"continuing from {resumed}" if resumed else "starting anew"
-    raise ValueError(f"{folder} already holds {there[-1].name}, and {what} at epoch {job.start_epoch} would write over it or "
+    raise ValueError(f"{folder} already holds {there[-1].name}, and {what} at epoch {job.place.epoch} would write over it or "
                      f"mix two runs. Use another --tag or --output, move the files away, or continue the run with "
                      f"TRAIN.AUTO_RESUME True and without --resume.")

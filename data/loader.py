@@ -73,11 +73,11 @@ class EpochSampler(Sampler):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.start = 0
         self.num_batches = num_samples // (batch_size * world_size)
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, start=0):
+        self.epoch, self.start = epoch, start
 
     def __len__(self):
         return self.num_batches * self.batch_size
@@ -86,7 +86,7 @@ class EpochSampler(Sampler):
         order = rng_for(self.seed, SHUFFLE, self.epoch).permutation(self.num_samples)
         order = order[:self.num_batches * self.batch_size * self.world_size]
         order = order.reshape(self.num_batches, self.world_size, self.batch_size)[:, self.rank]
-        return iter([(self.epoch, int(index)) for index in order.reshape(-1)])
+        return iter([(self.epoch, int(index)) for index in order.reshape(-1)][self.start * self.batch_size:])
 
 
 class EvalSampler(Sampler):

@@ -23,7 +23,7 @@ def parse_arguments(argv=None):
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
-from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of
+from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_of
 
 
 def main(args):
@@ -31,7 +31,7 @@ def main(args):
         raise ValueError(f"{args.target} must end in .pth or .safetensors.")
     if args.target.exists():
         raise ValueError(f"{args.target} exists and is not written over: choose another name.")
-    if EPOCH_FILE.fullmatch(args.target.name):
+    if CHECKPOINT.fullmatch(args.target.name):
         raise ValueError(f"{args.target} is named like a checkpoint of a run, which would go on from it: choose another name.")
     weights_alone = args.encoder or args.target.suffix == ".safetensors"
     content = load_checkpoint(args.source, moments=not weights_alone)

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
 from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
-from utils.checkpoint import EPOCH_FILE, load_checkpoint, save_checkpoint, weights_of
+from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_of
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
            "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
@@ -50,7 +50,7 @@ def check_target(path, force):
         raise ValueError(f"{path} is a folder: choose another name.")
     if path.exists() and not force:
         raise ValueError(f"{path} exists and is not written over: choose another name, or give --force.")
-    if EPOCH_FILE.fullmatch(path.name):
+    if CHECKPOINT.fullmatch(path.name):
         raise ValueError(f"{path} is named like a checkpoint of a run, which would go on from it: choose another name.")
 
 

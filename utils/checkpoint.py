@@ -13,9 +13,11 @@ import torch
 
 from utils import distributed, formats, sharding
 from utils.download import fetch, weights_folder
+from utils.files import naming, process_lives, replacing, sync_folder
 
-EPOCH_FILE = re.compile(r"ckpt_epoch_(\d+)(\.pth)?")  # the name of a folder has no ending
+CHECKPOINT = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?(\.pth)?")  # the name of a folder has no ending
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # what DistributedDataParallel and torch.compile put before names
+UNFINISHED = re.compile(r"\..+\.(\d+)\.tmp")  # a file that is being written, with the number of its process
 STATE_FILE = "state.pth"  # what a folder holds beside tensors
 BEST_FILE = "ckpt_best.pth"
 ENCODER_FILE = "encoder.pth"
@@ -31,27 +33,19 @@ def save_checkpoint(path, state):
         state: dictionary of tensors, numbers, text and containers of them.
     Raises: OSError (disk full, no permission) with the old file intact; ValueError on what the format can't hold.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write = formats.write_safetensors if formats.is_safetensors(path) else formats.write_torch
-    try:
+    with replacing(path, formats.WRITE_ERRORS) as temporary:
         write(temporary, state)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, formats.WRITE_ERRORS):
-            raise OSError(f"{path} could not be written (is the disk full?): {error}") from error
-        raise
 
 
 def remove_unfinished(folder):
-    """Remove what a killed process left of a checkpoint it was writing."""
-    for ending in ("pth", "safetensors"):
-        for path in Path(folder).glob(f".*.{ending}.*.tmp"):
+    """Remove what a killed process left of a file or folder it was writing; that of a live one stays."""
+    for path in [*Path(folder).glob(".*.tmp"), *Path(folder).glob("*/.*.tmp")]:
+        name = UNFINISHED.fullmatch(path.name)
+        if path.is_dir() and CHECKPOINT.fullmatch(path.name[1:-4]):
+            shutil.rmtree(path)
+        elif name and (int(name[1]) == os.getpid() or not process_lives(int(name[1]))):
             path.unlink(missing_ok=True)
-    for path in Path(folder).glob(".ckpt_epoch_*.tmp"):
-        shutil.rmtree(path)
 
 
 def load_checkpoint(source, moments=True):
@@ -66,6 +60,8 @@ def load_checkpoint(source, moments=True):
     path = _download(source) if urlparse(str(source)).scheme in ("http", "https", "file") else Path(source)
     if str(source) and path.is_dir():
         return load_folder(path, moments=moments)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder: expected a checkpoint.")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth or .safetensors "
                                 f"file.")
@@ -81,27 +77,85 @@ def _download(address):
     return fetch(address, weights_folder() / f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}")
 
 
-def epoch_checkpoints(folder):
-    """[(epoch, path)] of the epoch checkpoints in a folder, oldest first; an epoch may have a file and a folder."""
+def checkpoints(folder):
+    """[((epochs done, steps of the next), path)] of the checkpoints of a run, oldest first; each a file or a folder.
+
+    ckpt_epoch_3 is at (4, 0), ckpt_epoch_4_step_100 at (4, 100).
+    """
     folder = Path(folder)
-    found = [(EPOCH_FILE.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(match[1]), path) for match, path in found if match)
+    found = [(CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((_place(match), path) for match, path in found if match)
+
+
+def _place(match):
+    epoch, step = match[1], match[2]
+    return (int(epoch), int(step)) if step else (int(epoch) + 1, 0)
+
+
+def place_of(content):
+    """Where a run goes on from the content of a checkpoint: (epochs done, steps of the next). Raises ValueError."""
+    position = content.get("position") or {}
+    epoch, step = content.get("epoch"), position.get("steps", 0) if isinstance(position, dict) else None
+    if type(epoch) is not int or type(step) is not int:
+        raise ValueError(f"it says that it is of epoch {epoch!r}, step {step!r}")
+    return (epoch, step) if position else (epoch + 1, 0)
 
 
 def newest_good_checkpoint(folder, report):
-    """The newest epoch checkpoint that can be read.
+    """The newest checkpoint of a run that can be read.
 
     Args:
         folder: run folder.
-        report: called with a line of text for each broken file that is passed over.
+        report: called with a line of text for each that is passed over: broken, unreadable, or of another epoch than its name.
     Returns: (path, content as from load_for_resume), or (None, None).
     """
-    for _, path in reversed(epoch_checkpoints(folder)):
+    for place, path in reversed(checkpoints(folder)):
         try:
-            return path, load_for_resume(path)
-        except ValueError as error:
-            report(f"{error} Trying the checkpoint before it.")
+            content = load_for_resume(path)
+            if place_of(content) != place:
+                raise ValueError("what is in it is of epoch {}, step {}".format(*place_of(content)))
+            return path, content
+        except (ValueError, OSError) as error:
+            named = str(error) if str(path) in str(error) else f"{path} can't be used: {error}."
+            report(f"{named} Trying the checkpoint before it.")
     return None, None
+
+
+def remove_old(folder, place, keep, forever):
+    """Remove checkpoints of a run that newer ones have replaced.
+
+    Args:
+        folder: run folder.
+        place: of the one just written; later ones, which could not be read, stay.
+        keep: epochs whose checkpoints stay, the last ones; 0 = all. Of those within an epoch the last two places stay.
+        forever: every how many epochs one stays for good; 0 = none.
+    """
+    found = [(at, path) for at, path in checkpoints(folder) if at <= place]
+    epochs = [(at, path) for at, path in found if "_step_" not in path.name]
+    recent = {path for _, path in found[-min(keep or 2, 2):]}
+    old = [path for _, path in found if "_step_" in path.name and path not in recent]
+    if keep:
+        old += [path for at, path in epochs[:-keep] if not forever or (at[0] - 1) % forever]
+    for path in old:
+        remove(path)
+
+
+def remove(path):
+    """Remove a checkpoint; a folder first loses its name, so that no half of it is ever taken for a checkpoint."""
+    if path.is_dir():
+        unnamed = path.with_name(f".{path.name}.tmp")
+        os.rename(path, unnamed)
+        shutil.rmtree(unnamed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_places(folder):
+    """Refuse a run folder in which a folder has the name of a file that will be written. Raises ValueError."""
+    folder = Path(folder)
+    for path in [*(path for _, path in checkpoints(folder)), folder / BEST_FILE, folder / ENCODER_FILE]:
+        if path.suffix and path.is_dir():
+            raise ValueError(f"{path} is a folder, and a checkpoint needs this name: move it away.")
 
 
 def save_folder(path, model, optimizer, state):
@@ -119,10 +173,12 @@ def save_folder(path, model, optimizer, state):
     first = distributed.rank() == 0
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with naming(path):
+            temporary.mkdir(parents=True)
     distributed.barrier()
     try:
-        sharding.write_tensors(temporary, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
+        with naming(path):
+            sharding.write_tensors(temporary, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
         digests = distributed.from_all(sharding.digests(temporary, distributed.rank()))
         if first:
             _complete(temporary, path, {**state, "digests": {name: text for part in digests for name, text in part.items()}})
@@ -145,6 +201,13 @@ def _complete(temporary, path, state):
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(path, replaced)
     os.rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def rewrite_state(path, state):
+    """Give a complete folder, whose tensors stay, another state; rank 0 calls it alone."""
+    digests = load_checkpoint(Path(path) / STATE_FILE)["digests"]
+    save_checkpoint(Path(path) / STATE_FILE, {**state, "digests": digests})
 
 
 def read_folder(path, model, optimizer):

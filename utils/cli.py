@@ -6,6 +6,8 @@ import os
 import sys
 import traceback
 
+from utils import stopping
+
 FLAGS = {  # flag: (config key, type, help)
     "--batch-size": ("DATA.BATCH_SIZE", int, "images per process and micro-batch"),
     "--data-path": ("DATA.DATA_PATH", str, "data folder"),
@@ -41,6 +43,7 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
         flags, switches: those of one main, as FLAGS and SWITCHES.
     Returns: (path of the YAML file, opts for load_config); flags win over --opts, as in the official code.
     """
+    stopping.listen()  # before the imports that take seconds
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
@@ -61,6 +64,8 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
 def run(main, *arguments):
     """Run main(*arguments); what the user can mend becomes one line on stderr and exit code 2.
 
+    A run that was asked to stop, and has saved, says so in one line and ends with a code of utils.stopping.CODES.
+
     The full traceback goes to the log file of a run that has begun, or to the console with SIMMIM_TRACEBACK=1.
     """
     from utils import distributed  # here, so that --help does not wait for torch
@@ -71,6 +76,10 @@ def run(main, *arguments):
         code = 0
     except KeyboardInterrupt:
         code = 130
+    except stopping.Stopped as stopped:
+        code = stopped.code
+        if distributed.rank() == 0:
+            print(stopped, file=sys.stderr)
     except BrokenPipeError:  # what reads the output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -85,6 +94,7 @@ def run(main, *arguments):
             print(f"{where}error: {lost}{_one_line(error)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    stopping.kill_children()
     if code and distributed.is_parallel():
         logging.shutdown()
         os._exit(code)  # leaving the process group properly would wait for the others, who wait for this one

@@ -14,3 +14,29 @@ def wait_for(device):
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+class Readback:
+    """A whole number on the device as it was a step or two ago: reading it never waits for the device."""
+
+    def __init__(self):
+        self.value = 0
+        self.copy = self.arrived = None
+
+    def __call__(self, number):
+        if not isinstance(number, torch.Tensor) or number.device.type == "cpu":
+            self.value = int(number)
+        elif number.device.type == "cuda":
+            if self.arrived is not None and self.arrived.query():
+                self.value, self.arrived = int(self.copy), None
+            if self.arrived is None:
+                if self.copy is None:
+                    self.copy = torch.empty((), dtype=number.dtype, pin_memory=True)
+                self.copy.copy_(number, non_blocking=True)
+                self.arrived = torch.cuda.Event()
+                self.arrived.record()
+        return self.value  # on other devices that of the last line of the log, see `know`
+
+    def know(self, value):
+        """Take over a value that was read where the run waits for the device anyhow."""
+        self.value = max(value, 0)

@@ -26,7 +26,9 @@ def start(local_rank=0, timeout_minutes=30):
         if device.type == "mps" and int(os.environ["WORLD_SIZE"]) > 1:
             raise ValueError("several processes can't share the GPU of a Mac: start one with plain python.")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        timeout = timedelta(minutes=timeout_minutes)
+        dist.init_process_group(backend, timeout=timeout)
+        Exchange.group = dist.new_group(backend="gloo", timeout=timeout)
     return device
 
 
@@ -44,6 +46,7 @@ def stop():
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        Exchange.group = None
 
 
 def is_lost_peer(error):
@@ -86,6 +89,11 @@ def largest_over_processes(tensor):
     return largest
 
 
+def any_process(flag, device):
+    """Whether a flag is set on any process; waits for all of them."""
+    return bool(largest_over_processes(torch.tensor(int(flag), device=device)).item())
+
+
 def from_all(value):
     """The values of all processes (any picklable objects), in the order of their ranks, on each of them."""
     if not is_parallel():
@@ -102,6 +110,30 @@ def from_rank0(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+class Exchange:
+    """Whole numbers that all processes tell each other in every step, without waiting for each other.
+
+    What a process gets is the largest of each number over all processes, of the call before: so all get the same in the same
+    step, and none waits for one that is a little behind. Not to be confused with gradients: it never touches the device.
+    """
+
+    group = None  # of its own, so that it can't be mixed up with what a model sends
+
+    def __init__(self):
+        self.sent = None
+
+    def __call__(self, *numbers):
+        """Tell, and hear: a list of as many numbers; of one process its own, of several zeros the first time."""
+        if not is_parallel():
+            return list(numbers)
+        before, told = self.sent, torch.tensor(numbers, dtype=torch.int64)
+        self.sent = dist.all_reduce(told, dist.ReduceOp.MAX, group=Exchange.group, async_op=True), told
+        if before is None:
+            return [0] * len(numbers)
+        before[0].wait()
+        return before[1].tolist()
 
 
 @contextmanager

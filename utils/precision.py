@@ -5,6 +5,8 @@ import torch
 
 log = logging.getLogger("simmim.precision")
 
+LOWEST_SCALE = 1.0  # of losses in float16
+
 
 def build_precision(level, backend, device):
     """What runs forward, backward and the optimizer step in the wanted format.
@@ -73,6 +75,13 @@ class NativePrecision:
         elif not nonfinite:
             optimizer.step()
 
+    def hold_scale(self):
+        """Keep the factor on losses from falling to nothing, as it would while step after step is skipped; reads the device."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LOWEST_SCALE:
+            log.warning("the loss scale of float16 has fallen below %g and is held there: gradients overflow, or are NaN",
+                        LOWEST_SCALE)
+            self.scaler.update(LOWEST_SCALE)
+
     def state_dict(self):
         return self.scaler.state_dict()
 
@@ -113,6 +122,9 @@ class ApexPrecision:
     def step(self, optimizer, nonfinite):
         if not nonfinite:
             optimizer.step()
+
+    def hold_scale(self):
+        """apex holds the factor itself."""
 
     def state_dict(self):
         return self.amp.state_dict()

@@ -81,6 +81,11 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor):
+    """What this process holds of a tensor; of one that is not divided, all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_state_dict(module, keep=True):
     """State dict of a possibly sharded module, gathered one tensor at a time; all processes must call it.
 

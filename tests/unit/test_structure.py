@@ -31,7 +31,8 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "evaluation": {"config", "logger", "utils"},
     "inference": {"config", "data", "models", "recipes", "utils"},
     "hubconf": {"inference", "models"},
-    "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils"},
+    "watch": {"resume", "utils"},
+    "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils", "watch"},
 }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from yacs.config import CfgNode
 
 from utils.checkpoint import (
-    epoch_checkpoints,
+    checkpoints,
     load_checkpoint,
     load_weights,
     newest_good_checkpoint,
@@ -67,7 +67,7 @@ def test_save_reaches_the_disk_before_it_replaces_the_old_file(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", lambda number: order.append("fsync") or fsync(number))
     monkeypatch.setattr(os, "replace", lambda *paths: order.append("replace") or replace(*paths))
     save_checkpoint(tmp_path / "a.pth", STATE)
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the second of the folder
 
 
 ATTACKS = {  # what the message names: the call, given the file that it would write
@@ -241,10 +241,13 @@ def test_both_formats_leave_files_that_the_same_people_can_read(tmp_path):
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    for name in (".ckpt_epoch_1.pth.17.tmp", ".encoder.safetensors.17.tmp", "ckpt_epoch_0.pth", "notes.tmp"):
+    """What a live process writes stays: here that of the process that started this one."""
+    live = f".encoder.pth.{os.getppid()}.tmp"
+    for name in (".ckpt_epoch_1.pth.99999999.tmp", ".encoder.safetensors.99999999.tmp", live, "ckpt_epoch_0.pth", "notes.tmp"):
         (tmp_path / name).touch()
+    (tmp_path / ".ckpt_epoch_3_step_2.tmp").mkdir()
     remove_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt_epoch_0.pth", "notes.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([live, "ckpt_epoch_0.pth", "notes.tmp"])
 
 
 # ---- addresses ----------------------------------------------------------------------------------------------------
@@ -287,14 +290,15 @@ def test_files_of_equal_name_at_two_addresses_are_not_mixed_up(server):
 
 # ---- run folders --------------------------------------------------------------------------------------------------
 
-def test_epoch_checkpoints_are_sorted_by_number(tmp_path):
+def test_checkpoints_are_sorted_by_where_the_run_goes_on(tmp_path):
     for name in ("ckpt_epoch_10.pth", "ckpt_epoch_9.pth", "ckpt_best.pth", "ckpt_epoch_2.pth.tmp", "xckpt_epoch_3.pth",
+                 "ckpt_epoch_10_step_20.pth", "ckpt_epoch_10_step_3.pth", "ckpt_epoch_4_step_.pth",
                  ".ckpt_epoch_11.pth.1.tmp"):
         (tmp_path / name).touch()
-    assert {epoch: path.name for epoch, path in epoch_checkpoints(tmp_path)} == {
-        9: "ckpt_epoch_9.pth", 10: "ckpt_epoch_10.pth"}
-    assert [epoch for epoch, _ in epoch_checkpoints(tmp_path)] == [9, 10]
-    assert epoch_checkpoints(tmp_path / "absent") == []
+    assert [(place, path.name) for place, path in checkpoints(tmp_path)] == [
+        ((10, 0), "ckpt_epoch_9.pth"), ((10, 3), "ckpt_epoch_10_step_3.pth"), ((10, 20), "ckpt_epoch_10_step_20.pth"),
+        ((11, 0), "ckpt_epoch_10.pth")]
+    assert checkpoints(tmp_path / "absent") == []
 
 
 def test_newest_is_by_epoch_not_by_time(tmp_path):

@@ -142,15 +142,14 @@ def test_flipped_bytes_in_a_part_are_noticed(tmp_path):
         load_folder(path, tensors=False)
 
 
-def test_error_of_the_disk_does_not_make_a_folder_broken(tmp_path, monkeypatch):
-    """Otherwise a run would go on from the epoch before, and write over the good one."""
-    path = save_epoch(tmp_path)
+def test_folder_that_the_disk_does_not_give_is_passed_over_with_its_reason(tmp_path, monkeypatch):
+    path, reports = save_epoch(tmp_path), []
 
     def fail(self, *args, **kwargs):
         raise OSError(5, "Input/output error")
     monkeypatch.setattr("utils.sharding._Reader.read_metadata", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        newest_good_checkpoint(path.parent, print)
+    assert newest_good_checkpoint(path.parent, reports.append) == (None, None)
+    assert "Input/output error" in reports[0] and "Trying the checkpoint before it" in reports[0]
 
 
 def test_file_and_folder_of_an_epoch_are_both_tried(tmp_path):

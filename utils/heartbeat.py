@@ -1,0 +1,95 @@
+"""A thread beside the training: renews the lock of the run folder, notices that the launcher died, or that a rank is silent."""
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+from torch import distributed as dist
+
+from utils import distributed, stopping
+
+log = logging.getLogger("simmim.heartbeat")
+
+BEAT = 1.0    # seconds between two looks
+SHARE = 0.9   # of the time-out of a collective operation, after which a silent rank is named: before that would end the job
+
+
+class Heartbeat(threading.Thread):
+    """Started with a run, stopped with it.
+
+    Every process tells through the launcher's store that it lives and what it is at. Rank 0 watches all others, they watch
+    rank 0. Counted are the looks at which another did not move, so that a job that was suspended as a whole goes on.
+
+    Args:
+        lock: FolderLock to renew, or None.
+        timeout: seconds that a process may be silent.
+    """
+
+    def __init__(self, lock, timeout):
+        super().__init__(daemon=True, name="heartbeat")
+        self.lock, self.patience = lock, max(timeout * SHARE, 2 * BEAT)
+        self.at = ("starting", ())  # what this process is at: a text, and what is put into it
+        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self.ended = threading.Event()
+        self.count, self.last, self.silent = 0, {}, {}
+        self.store = _store() if distributed.world_size() > 1 else None
+
+    def run(self):
+        while not self.ended.wait(BEAT):
+            try:
+                self._look()
+            except OSError as error:
+                log.warning("the lock of the run folder can't be renewed: %s", error)
+
+    def _look(self):
+        if self.parent and os.getppid() != self.parent:
+            if not stopping.requested():
+                log.warning("the launcher of this process has ended: stopping after this step")
+            stopping.request(stopping.REQUEUE)
+            self.store = None  # it was the launcher's
+        if self.lock:
+            self.lock.renew()
+        if self.store is not None:
+            try:
+                self._exchange()
+            except (RuntimeError, dist.DistError):  # the store is gone: collective operations will notice, or have ended
+                self.store = None
+
+    def _exchange(self):
+        rank = distributed.rank()
+        self.count += 1
+        self.store.set(f"beat_{rank}", json.dumps({
+            "count": self.count, "at": self.at[0].format(*self.at[1]), "pid": os.getpid(), "host": socket.gethostname()}))
+        for other in range(1, distributed.world_size()) if rank == 0 else [0]:
+            if self.count > 1 and self.store.check([f"beat_{other}"]):
+                self._compare(other, json.loads(self.store.get(f"beat_{other}")))
+
+    def _compare(self, other, beat):
+        moved = beat != self.last.get(other)
+        self.last[other], self.silent[other] = beat, 0 if moved else self.silent.get(other, 0) + 1
+        if self.silent[other] * BEAT >= self.patience:
+            text = (f"[rank {distributed.rank()}] error: rank {other} (process {beat['pid']} on {beat['host']}) has not "
+                    f"answered for {self.silent[other] * BEAT:.0f} s: it was stopped, or its machine is gone. It was last at "
+                    f"{beat['at']}. Start the same command again to go on from the newest checkpoint.")
+            log.debug(text)
+            print(text, file=sys.stderr, flush=True)
+            if beat["host"] == socket.gethostname():  # it would be left over
+                os.kill(beat["pid"], signal.SIGKILL)
+            stopping.kill_children()
+            os._exit(1)
+
+    def described(self):
+        """What the other ranks were last at, as far as this one has heard."""
+        return "; ".join(f"rank {rank}: {beat['at']}" for rank, beat in sorted(self.last.items()))
+
+    def end(self):
+        self.ended.set()
+        self.join()
+
+
+def _store():
+    return dist.PrefixStore("heartbeat", dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False))
