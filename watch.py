@@ -130,7 +130,7 @@ class Watch:
         self.job.writer.wait()
         what = f"{self.path} is saved" if self.saved == (place.epoch, place.batches) else "nothing is lost that could be used"
         command = "the same command" if distributed.is_parallel() else shlex.join(["python", *sys.argv])
-        raise stopping.Stopped(f"{stopping.NAMES.get(code, code)}: stopped at {place}, {what}. To go on: {command}", code)
+        raise stopping.Stopped(f"{stopping.CAUSES.get(code, code)}: stopped at {place}, {what}. To go on: {command}", code)
 
     # ---- numbers ----------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def run(main, *arguments):
 
     The full traceback goes to the log file of a run that has begun, or to the console with SIMMIM_TRACEBACK=1.
     """
-    from utils import distributed  # here, so that --help does not wait for torch
+    from utils import distributed, heartbeat  # here, so that --help does not wait for torch
 
     try:
         main(*arguments)
@@ -91,6 +91,8 @@ def run(main, *arguments):
         else:
             where = f"[rank {distributed.rank()}] " if distributed.is_parallel() else ""
             lost = "" if code == 2 else "another process ended first, its error says why: "
+            if distributed.is_waiting_in_vain(error):
+                lost = f"another process did not come ({heartbeat.others() or 'nothing is known of it'}): "
             print(f"{where}error: {lost}{_one_line(error)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -49,9 +49,15 @@ def stop():
         Exchange.group = None
 
 
+def is_waiting_in_vain(error):
+    """Whether a collective operation failed because another process did not come."""
+    return isinstance(error, RuntimeError) and is_parallel() and "Timed out waiting" in str(error)
+
+
 def is_lost_peer(error):
-    """Whether a collective operation failed because another process went away."""
-    lost = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "remote process exited", "Socket closed")
+    """Whether a collective operation failed because another process went away, or did not come."""
+    lost = ("Timed out waiting", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "remote process exited",
+            "Socket closed")
     return isinstance(error, RuntimeError) and is_parallel() and (
         isinstance(error, dist.DistError) or any(words in str(error) for words in lost))
 

@@ -13,8 +13,9 @@ from utils import distributed, stopping
 
 log = logging.getLogger("simmim.heartbeat")
 
-BEAT = 1.0    # seconds between two looks
-SHARE = 0.9   # of the time-out of a collective operation, after which a silent rank is named: before that would end the job
+BEAT = 1.0  # seconds between two looks
+SHARE = 0.9  # of the time-out of a collective operation, after which a silent rank is named: before that would end the job
+_heard = {}  # rank: what it told last
 
 
 class Heartbeat(threading.Thread):
@@ -34,7 +35,7 @@ class Heartbeat(threading.Thread):
         self.at = ("starting", ())  # what this process is at: a text, and what is put into it
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.ended = threading.Event()
-        self.count, self.last, self.silent = 0, {}, {}
+        self.count, self.silent = 0, {}
         self.store = _store() if distributed.world_size() > 1 else None
 
     def run(self):
@@ -68,8 +69,8 @@ class Heartbeat(threading.Thread):
                 self._compare(other, json.loads(self.store.get(f"beat_{other}")))
 
     def _compare(self, other, beat):
-        moved = beat != self.last.get(other)
-        self.last[other], self.silent[other] = beat, 0 if moved else self.silent.get(other, 0) + 1
+        moved = beat != _heard.get(other)
+        _heard[other], self.silent[other] = beat, 0 if moved else self.silent.get(other, 0) + 1
         if self.silent[other] * BEAT >= self.patience:
             text = (f"[rank {distributed.rank()}] error: rank {other} (process {beat['pid']} on {beat['host']}) has not "
                     f"answered for {self.silent[other] * BEAT:.0f} s: it was stopped, or its machine is gone. It was last at "
@@ -81,13 +82,14 @@ class Heartbeat(threading.Thread):
             stopping.kill_children()
             os._exit(1)
 
-    def described(self):
-        """What the other ranks were last at, as far as this one has heard."""
-        return "; ".join(f"rank {rank}: {beat['at']}" for rank, beat in sorted(self.last.items()))
-
     def end(self):
         self.ended.set()
         self.join()
+
+
+def others():
+    """What the other ranks were last at, as far as this one has heard."""
+    return "; ".join(f"rank {rank} was last at {beat['at']}" for rank, beat in sorted(_heard.items()))
 
 
 def _store():

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": REQUEUE}  # otherwise 128 + signal, as shells count
-NAMES = {code: name for name, code in CODES.items()}
+CAUSES = {code: name for name, code in CODES.items()} | {REQUEUE: "SIGUSR1, or the end of the launcher"}
 AGAIN, AGAIN_LAUNCHED = 1.0, 5.0  # seconds from which a second Ctrl-C counts: launchers pass on what the terminal sent, too
 
 
@@ -20,7 +20,7 @@ class Asked(Exception):
     """A process was asked to stop: raised where the step is done. `code` is the exit code."""
 
     def __init__(self, code):
-        super().__init__(f"asked to stop by {NAMES.get(code, code)}")
+        super().__init__(f"asked to stop by {CAUSES.get(code, code)}")
         self.code = code
 
 

@@ -1,11 +1,13 @@
 """Console, log files and metrics of a run."""
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from logger import MetricWriter, close_logger, create_logger, log_to_file, use_colour
+from logger import MetricWriter, close_logger, create_logger, cut_back, log_to_file, use_colour
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +121,86 @@ def test_writer_of_other_ranks_writes_nothing(tmp_path, monkeypatch):
     writer.picture("reconstructions", 1, Image.new("RGB", (6, 4)))
     writer.close()
     assert not any(tmp_path.iterdir())
+
+
+# ---- what a run wrote after its checkpoint ------------------------------------------------------------------------
+
+def scalars(folder):
+    """[(tag, step, value)] of all events that TensorBoard shows."""
+    events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0})
+    events.Reload()
+    return [(tag, event.step, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
+
+
+def written(folder, steps, begin=0):
+    """Write the training records of some steps, as one start of a run does; returns the position after each."""
+    metrics, positions = MetricWriter(folder, begin), []
+    for step in steps:
+        metrics.write("train", step, loss=step / 2)
+        positions.append(metrics.position())
+    metrics.close()
+    return positions
+
+
+def test_files_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(tmp_path):
+    written(tmp_path / "whole", range(6))
+    positions = written(tmp_path / "cut", range(4))
+    assert cut_back(tmp_path / "cut", positions[1]) == []
+    written(tmp_path / "cut", range(2, 6), begin=2)
+    whole, cut = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut"))
+    assert cut == whole
+    assert scalars(tmp_path / "cut") == scalars(tmp_path / "whole") == [("train/loss", step, step / 2) for step in range(6)]
+
+
+def test_run_without_a_checkpoint_starts_with_empty_files(tmp_path):
+    written(tmp_path, range(3))
+    assert cut_back(tmp_path, {}) == []
+    assert (tmp_path / "metrics.jsonl").read_text() == "" and scalars(tmp_path) == []
+
+
+def test_evaluations_made_since_the_checkpoint_stay(tmp_path):
+    first, _ = written(tmp_path, range(2))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "eval", "top1": 50.0}\n{"kind": "val", "step": 2}\n{"kind": "train", "st')
+    cut_back(tmp_path, first)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["kind"] for record in records] == ["train", "eval"]
+
+
+def test_files_that_are_shorter_than_at_the_checkpoint_are_named(tmp_path):
+    last = written(tmp_path, range(3))[-1]
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert cut_back(tmp_path, last) == ["metrics.jsonl"]
+    (tmp_path / "metrics.jsonl").unlink()
+    assert cut_back(tmp_path, last) == ["metrics.jsonl"]
+
+
+def test_log_that_can_not_be_written_is_said_once_and_ends_nothing(tmp_path, capsys):
+    create_logger(0)
+    log_to_file(tmp_path, 0)
+    handler = logging.getLogger("simmim").handlers[-1]
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+    handler.stream.close()
+    handler.stream = SimpleNamespace(write=full, flush=lambda: None, close=lambda: None)
+    for _ in range(3):
+        logging.getLogger("simmim").debug("a line")
+    err = capsys.readouterr().err
+    assert err.count("can't be written") == 1 and "No space left" in err and "Traceback" not in err
+
+
+def test_names_that_are_not_text_can_be_logged(tmp_path):
+    create_logger(0)
+    log_to_file(tmp_path, 0)
+    logging.getLogger("simmim").debug("%s", b"caf\xe9.jpg".decode(errors="surrogateescape"))
+    close_logger()
+    assert "caf\\udce9.jpg" in (tmp_path / "log_rank0.txt").read_text()
+
+
+def test_error_of_writing_metrics_names_the_file(tmp_path):
+    metrics = MetricWriter(tmp_path)
+    metrics.file.close()
+    metrics.file = open("/dev/full", "w")
+    with pytest.raises(OSError, match=r"metrics\.jsonl could not be written.*No space left"):
+        metrics.write("train", 0, loss=1.0)
