@@ -1,22 +1,34 @@
-"""The two formats of a checkpoint file: PyTorch's, and safetensors for weights alone. Reading runs no code from a file."""
+"""The two formats of a checkpoint file: PyTorch's, and safetensors for weights alone. Reading runs no code from a file.
+
+What is damaged is refused: archives of torch have a checksum for each part, and safetensors files that we write have one for
+all they hold.
+"""
 import argparse
 import errno
+import hashlib
 import json
+import logging
 import os
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
+from functools import cache
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+log = logging.getLogger("simmim.checkpoint")
 
 WEIGHT_KEYS = ("model", "state_dict")  # where the weights of a checkpoint stand
 # official files hold a pickled yacs node (SimMIM) or the arguments of the run (MAE) beside the weights: read as plain data
 PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
 FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # how torch names what a pickle would have called
 ENTRIES = "checkpoint"  # entry of a safetensors file's metadata: what is not a tensor, as JSON
+DIGEST = "sha256"  # another one: checksum of all the rest, see `_digest`
+FOLDER_BIT = 0x10  # in the attributes of an archive's part
+ARCHIVE_START = b"PK\x03\x04"  # by these bytes torch tells its archives from its old format
 WRITE_ERRORS = (RuntimeError, SafetensorError)  # how torch and safetensors report that a write failed
 
 
@@ -49,7 +61,8 @@ def write_safetensors(path, state):
                          f"or write a .pth file.")
     path.touch()
     mode = path.stat().st_mode
-    save_file(_separate(weights), path, metadata={"format": "pt", ENTRIES: json.dumps(entries)})
+    weights, metadata = _separate(weights), {"format": "pt", ENTRIES: json.dumps(entries)}
+    save_file(weights, path, metadata={**metadata, DIGEST: _digest(weights, metadata)})
     path.chmod(mode)  # newer versions leave files that only their owner can read
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -64,6 +77,18 @@ def _separate(weights):
         separate[name] = value.clone() if place in seen else value
         seen.add(place)
     return separate
+
+
+def _digest(weights, metadata):
+    """SHA-256 over names, types, shapes and bytes of contiguous weights on the CPU, and the {text: text} beside them."""
+    names = sorted(weights)
+    described = [[name, str(weights[name].dtype), list(weights[name].shape)] for name in names]
+    total = hashlib.sha256(json.dumps([sorted(metadata.items()), described]).encode())
+    for name in names:
+        value = weights[name]
+        value = torch.view_as_real(value) if value.is_complex() else value
+        total.update(value.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def read(path):
@@ -83,20 +108,48 @@ def read(path):
 
 
 def _read_torch(path):
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums into its archives but does not look at them
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"the checksum of its part {damaged} is wrong")
+    with open(path, "rb") as file:
+        is_archive = file.read(len(ARCHIVE_START)) == ARCHIVE_START
+    if is_archive:
+        _check_archive(path)
     with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it fails then, and we say so
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not is_archive:
+        _warn_of_old_format(path)
+    return content
+
+
+def _check_archive(path):
+    """Look at the checksums of an archive, which torch writes but does not look at; first at what would take for ever."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
+                raise ValueError(f"its part {part.filename} is compressed, as torch.save never does")
+            if part.external_attr & FOLDER_BIT and part.file_size:  # torch would leave its memory as it finds it
+                raise ValueError(f"its part {part.filename} is marked as a folder")
+        if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
+            raise ValueError("its parts overlap")
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")
+
+
+@cache
+def _warn_of_old_format(path):
+    """Once a file."""
+    log.warning("%s is of torch's old format, which has no checksums: damage would go unnoticed. Save it anew with torch.save, "
+                "or tools/convert.py", path)
 
 
 def _read_safetensors(path):
     with safe_open(path, framework="pt", device="cpu") as file:
-        entries = json.loads((file.metadata() or {}).get(ENTRIES, "{}"))
-        return {**entries, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = metadata.pop(DIGEST, None)  # files of others have none
+    if expected is not None and _digest(weights, metadata) != expected:
+        raise ValueError("its checksum is wrong")
+    return {**json.loads(metadata.get(ENTRIES, "{}")), "model": weights}
 
 
 def _complaint(text):
