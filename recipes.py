@@ -9,6 +9,7 @@ from models.probe import LinearProbe, build_probe
 from models.weights import zoo
 from models.weights.pretrained import Report, load_pretrained
 from utils.checkpoint import load_checkpoint, weights_of
+from utils.finite import check_finite
 from utils.registry import pick
 from utils.settings import JOBS, LABELLED, TASKS
 from utils.sharding import assign
@@ -162,7 +163,9 @@ def _load_head(probe, report):
     for norm, linear in PROBE_HEADS:
         theirs = {name: f"head.{name}".replace("head.0.", norm).replace("head.1.", linear) for name in own}
         if all(there in given and given[there].shape == own[name].shape for name, there in theirs.items()):
-            assign(probe.head, {name: given[there] for name, there in theirs.items()})
+            taken = {name: given[there] for name, there in theirs.items()}
+            check_finite({theirs[name]: value for name, value in taken.items()}, report.path)
+            assign(probe.head, taken)
             report.matched += [f"head.{name}" for name in own]
             report.unexpected = [name for name in report.unexpected if name not in theirs.values()]
             return

@@ -29,8 +29,10 @@ def parse_arguments(argv=None):
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
+from models.encoders.encoder import REBUILT_BUFFERS
 from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
 from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_of
+from utils.finite import check_finite
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
            "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
@@ -61,6 +63,8 @@ def convert(source, target, to, from_layout=None, force=False):
         raise ValueError(f"{target} is the file that is read: choose another name.")
     weights = weights_of(load_checkpoint(source, moments=False))
     ours, kind, unknown = read_layout(weights, source, from_layout)
+    # a mask of attention may be -inf where it hides
+    check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)
     theirs, dropped, model = write_layout(ours, to)
     save_checkpoint(target, {WRAPPED[to]: theirs} if to in WRAPPED else theirs)
     lines = [f"{source}: {kind.name}, {len(weights)} tensors",

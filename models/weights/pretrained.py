@@ -8,6 +8,7 @@ import torch
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder
 from models.weights.sources import SOURCES, Source, as_it_is, encoder_type, under_encoder
 from utils.checkpoint import load_checkpoint, weights_of
+from utils.finite import check_finite
 from utils.sharding import assign
 
 log = logging.getLogger("simmim.pretrained")
@@ -81,7 +82,8 @@ def load_pretrained(model, path):
         model: a pre-training method or a classification model.
         path: file or https address; SOURCES lists the kinds.
     Returns: Report.
-    Raises: FileNotFoundError; ValueError if the file is unreadable, of an unknown kind, or holds another encoder.
+    Raises: FileNotFoundError; ValueError if the file is unreadable, of an unknown kind, holds another encoder, or NaN or
+        infinite values in what the model takes.
     """
     content = load_checkpoint(path, moments=False)
     weights = weights_of(content)
@@ -127,7 +129,9 @@ def _load_encoder(encoder, weights, report):
     if "head.weight" in misfits:
         report.notes.append(f"the head of the file is for {weights['head.weight'].shape[0]} classes, not "
                             f"{own['head.weight'].shape[0]}: left as initialised")
-    assign(encoder, {name: weights[name] for name in matched})
+    taken = {name: weights[name] for name in matched}
+    check_finite(taken, report.path)
+    assign(encoder, taken)
     report.matched += matched
     report.resized += resized
     report.missing += missing
@@ -145,6 +149,7 @@ def _load_rest(model, weights, report):
     """What a method owns beside its encoder, where it fits."""
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    check_finite(fitting, report.path)
     assign(model, fitting)
     report.matched += list(fitting)
     report.missing += [name for name in own if name not in fitting]

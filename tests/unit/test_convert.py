@@ -254,3 +254,12 @@ def test_list_names_every_layout_and_encoder(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == list(LAYOUTS)
     assert all(any(text in line for line in lines) for text in KINDS.values())
+
+
+def test_weights_that_are_not_finite_are_not_converted(tmp_path):
+    source = perturb(tiny_model("vit"))
+    with torch.no_grad():
+        source.encoder.blocks[0].mlp.fc1.bias[3] = float("inf")
+    with pytest.raises(ValueError, match=r"source\.pth holds NaN or infinite values in 1 of .*fc1\.bias"):
+        tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "ours")
+    assert not (tmp_path / "there.pth").exists()

@@ -521,6 +521,15 @@ def test_probe_predicts_with_its_own_head(tmp_path, paths):
     assert not model.recipe.lacks("head.") and get_model(recipe, saved(probe, tmp_path), num_classes=6).recipe.lacks("head.")
 
 
+def test_head_of_a_probe_that_is_not_finite_is_refused(tmp_path):
+    recipe = ROOT / "configs/demo/linprobe__vit_nano__img64.yaml"
+    probe = build_probe(load_config(recipe), 5)
+    with torch.no_grad():
+        probe.head[1].bias[2] = float("nan")
+    with pytest.raises(ValueError, match=r"weights\.pth holds NaN or infinite values in 1 of \d+ tensors \(head\.1\.bias\)"):
+        get_model(recipe, saved(probe, tmp_path), num_classes=5)
+
+
 def test_probe_of_mmpretrain_predicts_with_its_head(tmp_path):
     """Its linear classifiers are a ViT, a ClsBatchNormNeck and a VisionTransformerClsHead."""
     recipe = ROOT / "configs/demo/linprobe__vit_nano__img64.yaml"

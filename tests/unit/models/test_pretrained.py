@@ -340,3 +340,36 @@ def test_report_counts_and_names(tmp_path):
     report = load_pretrained(tiny_model("vit", is_pretrain=False), checkpoint(tmp_path, "vit"))
     assert f"{len(report.matched)} tensors matched" in str(report)
     assert "2 missing (head.weight, head.bias)" in str(report) and "1 unexpected (mask_token)" in str(report)
+
+
+# ---- weights of a diverged run ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("is_pretrain", [True, False])
+def test_weights_that_are_not_finite_are_refused_and_leave_the_model_alone(value, is_pretrain, tmp_path):
+    state = perturb(tiny_model("swin")).state_dict()
+    name = next(name for name in state if name.endswith("attn.qkv.weight"))
+    state[name][1, 2] = value
+    model = tiny_model("swin", is_pretrain=is_pretrain, seed=9)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=rf"source\.pth holds NaN or infinite values in 1 of \d+ tensors "
+                                         rf"\({name.removeprefix('encoder.')}\).*Use an older checkpoint"):
+        load_pretrained(model, saved(state, tmp_path))
+    assert_equal(model.state_dict(), before, before)
+
+
+def test_what_the_model_does_not_take_may_be_infinite(tmp_path):
+    """Masks of attention follow from the sizes, and some projects have -inf in them."""
+    state = perturb(tiny_model("swin")).state_dict()
+    state |= {name.replace("relative_position_index", "attn_mask"): torch.full((2, 4, 4), float("-inf"))
+              for name in list(state) if name.endswith("relative_position_index")}
+    state["decoder.0.weight"] = state["decoder.0.weight"] * float("nan")
+    report = load_pretrained(tiny_model("swin", is_pretrain=False), saved(state, tmp_path))
+    assert report.matched
+
+
+def test_decoder_that_is_not_finite_is_refused_where_it_is_taken(tmp_path):
+    state = perturb(tiny_model("swin")).state_dict()
+    state["decoder.0.bias"] = state["decoder.0.bias"] * float("nan")
+    with pytest.raises(ValueError, match=r"NaN or infinite values in 1 of \d+ tensors \(decoder\.0\.bias\)"):
+        load_pretrained(tiny_model("swin"), saved(state, tmp_path))
