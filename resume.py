@@ -28,7 +28,7 @@ from utils.checkpoint import (
     save_checkpoint,
     save_folder,
 )
-from utils.numbers import nonfinite
+from utils.finite import nonfinite
 
 log = logging.getLogger("simmim.resume")
 
@@ -173,14 +173,15 @@ def nonfinite_parts(job):
     names = {parameter: name for name, parameter in job.model.named_parameters()}
     for parameter, moments in job.updater.optimizer.state.items():
         named |= {f"{moment} of {names.get(parameter, 'a parameter')}": value for moment, value in moments.items()}
-    return nonfinite({name: sharding.own_part(value) for name, value in named.items()})
+    return nonfinite({name: sharding.own_part(value) for name, value in named.items() if isinstance(value, torch.Tensor)})
 
 
 def nonfinite_in(content):
     """Names of the weights and moments of a checkpoint that hold NaN or infinity."""
     moments = content.get("optimizer", {}).get("state", {})
-    return nonfinite({**content["model"], **{f"{moment} of parameter {i}": value for i, of in moments.items()
-                                             for moment, value in of.items()}})
+    named = {**content["model"], **{f"{moment} of parameter {i}": value for i, of in moments.items()
+                                    for moment, value in of.items()}}
+    return nonfinite({name: value for name, value in named.items() if isinstance(value, torch.Tensor)})
 
 
 def compare_classes(content, classes, path):
