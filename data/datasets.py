@@ -24,6 +24,8 @@ class ImageDataset(Dataset):
         seed: the run's seed.
     """
 
+    shares_masks = False
+
     def __init__(self, samples, transform, mode="RGB", seed=0):
         self.samples = samples
         self.transform = transform
@@ -40,7 +42,7 @@ class ImageDataset(Dataset):
             return self.transform(picture)
 
     def __getitem__(self, key):
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index, _ = whole_key(key)
         return self.image(epoch, index), self.samples[index][1]
 
     def collate(self, samples):
@@ -53,23 +55,30 @@ class MaskedImageDataset(ImageDataset):
 
     Args:
         mask_generator: see data/masks.py.
-        shared: all images of a batch get the mask of its first one.
+        shared: all images of a batch get the mask of one of them, which their keys name: (epoch, index, that one).
     """
 
     def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False):
         super().__init__(samples, transform, mode, seed)
         self.mask_generator = mask_generator
-        self.shared = shared
+        self.shares_masks = shared
 
     def __getitem__(self, key):
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        mask = self.mask_generator(rng_for(self.seed, MASK, epoch, index))
+        epoch, index, first = whole_key(key)
+        mask = self.mask_generator(rng_for(self.seed, MASK, epoch, first))
         return self.image(epoch, index), torch.from_numpy(mask).bool()
 
     def collate(self, samples):
-        if self.shared:
+        """A batch of items; of those that name none to share it with, the first one has the mask of all."""
+        if self.shares_masks:
             samples = [(image, samples[0][1]) for image, _ in samples]
         return super().collate(samples)
+
+
+def whole_key(key):
+    """(epoch, index, index of the image whose mask counts) of a key of a sampler, or of a plain index."""
+    epoch, index, *first = key if isinstance(key, tuple) else (0, key)
+    return epoch, index, *(first or [index])
 
 
 def read_image(source, mode="RGB", name=None):

@@ -40,7 +40,7 @@ class FeatureLoader:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self):
-        indices = np.fromiter((index for _, index in self.sampler), dtype=np.int64, count=len(self.sampler))
+        indices = np.array([index for _, index in self.sampler], dtype=np.int64)  # an epoch may start at any batch
         for start in range(0, len(indices), self.batch_size):
             yield self._batch(indices[start:start + self.batch_size])
 

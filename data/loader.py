@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from config import with_values
 from data.datasets import (
@@ -22,6 +22,7 @@ from data.datasets import (
 from data.demo import demo_data
 from data.features import FeatureLoader
 from data.masks import build_mask_generator
+from data.samplers import EpochSampler, EvalSampler
 from data.transforms import (
     eval_transform,
     finetune_transform,
@@ -32,7 +33,6 @@ from data.transforms import (
 )
 from utils import distributed
 from utils.registry import pick
-from utils.seeding import SHUFFLE, rng_for
 
 log = logging.getLogger("simmim.data")
 
@@ -53,53 +53,6 @@ class Loaders:
     classes: list = field(default_factory=list)
     pictures: Dataset | None = None
     plain: DataLoader | None = None
-
-
-class EpochSampler(Sampler):
-    """Keys (epoch, index) of one process, shuffled by (seed, epoch); only whole global batches.
-
-    The order of the images does not depend on the number of processes: each global batch is cut into equal parts.
-
-    Args:
-        num_samples: images in the data set.
-        batch_size: images per process and micro-batch.
-        rank, world_size: this process among all.
-        seed: the run's seed.
-    """
-
-    def __init__(self, num_samples, batch_size, rank, world_size, seed):
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.epoch = self.start = 0
-        self.num_batches = num_samples // (batch_size * world_size)
-
-    def set_epoch(self, epoch, start=0):
-        self.epoch, self.start = epoch, start
-
-    def __len__(self):
-        return self.num_batches * self.batch_size
-
-    def __iter__(self):
-        order = rng_for(self.seed, SHUFFLE, self.epoch).permutation(self.num_samples)
-        order = order[:self.num_batches * self.batch_size * self.world_size]
-        order = order.reshape(self.num_batches, self.world_size, self.batch_size)[:, self.rank]
-        return iter([(self.epoch, int(index)) for index in order.reshape(-1)][self.start * self.batch_size:])
-
-
-class EvalSampler(Sampler):
-    """Keys (0, index) of one process; over all processes each image comes exactly once."""
-
-    def __init__(self, num_samples, rank, world_size):
-        self.indices = range(rank, num_samples, world_size)
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __iter__(self):
-        return iter([(0, index) for index in self.indices])
 
 
 def build_loader(config, is_pretrain, train=True):
@@ -290,12 +243,12 @@ FINETUNE_SAMPLES = {"imagenet": _imagenet_samples, "folder": _folder_samples, "d
 # ---- batches ------------------------------------------------------------------------------------------------------
 
 def _train_loader(config, dataset):
-    return _loader(config, dataset, _epoch_sampler(config, len(dataset)), persistent=True)
+    return _loader(config, dataset, _epoch_sampler(config, len(dataset), dataset.shares_masks), persistent=True)
 
 
-def _epoch_sampler(config, num_samples):
+def _epoch_sampler(config, num_samples, shared=False):
     rank, world_size = distributed.rank(), distributed.world_size()
-    sampler = EpochSampler(num_samples, config.DATA.BATCH_SIZE, rank, world_size, config.SEED)
+    sampler = EpochSampler(num_samples, config.DATA.BATCH_SIZE, rank, world_size, config.SEED, shared)
     if not sampler.num_batches:
         raise ValueError(f"{num_samples} training images do not fill one batch of {config.DATA.BATCH_SIZE} x {world_size} "
                          f"processes. Use a smaller --batch-size (at most {max(num_samples // world_size, 1)}).")
@@ -303,7 +256,8 @@ def _epoch_sampler(config, num_samples):
 
 
 def _eval_loader(config, dataset):
-    sampler = EvalSampler(len(dataset), distributed.rank(), distributed.world_size())
+    shared_by = config.DATA.BATCH_SIZE if dataset.shares_masks else 0
+    sampler = EvalSampler(len(dataset), distributed.rank(), distributed.world_size(), shared_by)
     return _loader(config, dataset, sampler, persistent=False)  # idle workers would double the memory of training
 
 
