@@ -21,18 +21,22 @@ def note_whole_model(config):
 
 
 def in_step(loader, device):
-    """The batches of this process, each with True, and then one with False until every process has had as many.
+    """(batch, whether it counts, images left out of it): the batches of this process, and then fillers that do not count until
+    every process has had as many.
 
-    A sharded model must be called by all processes or none, but images may not divide evenly.
+    A sharded model must be called by all processes or none, but images may not divide evenly. Images that could not be read
+    are left out; a batch of which nothing is left does not count.
     Raises: stopping.Asked, on all processes after the same batch, if a training was asked to stop.
     """
     longest = distributed.largest_over_processes(torch.tensor(len(loader), device=device)).item()
     exchange = distributed.Exchange()
     for batch in loader:
-        yield batch, True
+        blank = getattr(loader, "blank", [])  # a plain list of batches has none
+        read = [i for i in range(len(batch[0])) if i not in blank] if blank else []
+        yield [part[read] for part in batch] if read else batch, bool(read) or not blank, len(blank)
         _stop_if_asked(exchange)
     for _ in range(longest - len(loader)):
-        yield loader.collate_fn([loader.dataset[0]]), False
+        yield loader.filler(), False, 0
         _stop_if_asked(exchange)
 
 
@@ -43,6 +47,27 @@ def _stop_if_asked(exchange):
             raise stopping.Asked(code)
 
 
+def images_of(loader, count, left_out):
+    """{images, unreadable}, the latter only where some could not be read; warns of each once. All processes must call it.
+
+    Args:
+        loader: its `bad` has met them.
+        count, left_out: images that were read and that were not, over all processes.
+    Raises: ValueError if none could be read.
+    """
+    bad = getattr(loader, "bad", None)
+    if left_out and bad:
+        news = [found for found in distributed.from_all(bad.news()) if found]
+        new = [bad.add(found) for found in news]
+        if any(new) and distributed.rank() == 0:
+            log.warning("%d of %d validation images can't be read and are left out: %s", int(left_out), int(count + left_out),
+                        bad.listing())
+    if not count:
+        raise ValueError(f"none of {int(left_out)} validation images can be read{f': {bad.listing()}' if bad else ''}. Check "
+                         f"--data-path and DATA.VAL_PATH.")
+    return {"images": int(count)} | ({"unreadable": int(left_out)} if left_out else {})
+
+
 @torch.no_grad()
 def evaluate(model, loader, device, precision):
     """Accuracy of a classification model, each image counted once over all processes.
@@ -50,38 +75,42 @@ def evaluate(model, loader, device, precision):
     Args:
         model: plain module, images -> logits.
         loader: batches of (images, labels).
-    Returns: {top1, top5 (percent; top5 of all classes where there are fewer), loss, images}.
+    Returns: {top1, top5 (percent; top5 of all classes where there are fewer), loss, images}, and see images_of.
     """
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    for batch, counts in in_step(loader, device):
+    sums = torch.zeros(5, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    for batch, counts, left_out in in_step(loader, device):
         images, labels = to_device(batch, device)
         with precision.autocast():
             logits = model(images)
+        sums[4] += left_out
         if not counts:
             continue
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels.unsqueeze(1))
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, torch.tensor(len(labels), device=device)]).to(sums)
-    top1, top5, loss, count = distributed.sum_over_processes(sums).tolist()
-    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": int(count)}
+        sums[:4] += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, torch.tensor(len(labels), device=device)]).to(
+            sums)
+    top1, top5, loss, count, left_out = distributed.sum_over_processes(sums).tolist()
+    images = images_of(loader, count, left_out)
+    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count} | images
 
 
 @torch.no_grad()
 def heldout_loss(model, loader, device, precision):
-    """Mean pre-training loss over held-out images with fixed masks: {loss, images}."""
+    """Mean pre-training loss over held-out images with fixed masks: {loss, images}, and see images_of."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float32, device=device)
-    for batch, counts in in_step(loader, device):
+    sums = torch.zeros(3, dtype=torch.float32, device=device)
+    for batch, counts, left_out in in_step(loader, device):
         images, masks = to_device(batch, device)
         with precision.autocast():
             loss = model(images, masks)
+        sums[2] += left_out
         if not counts:
             continue
-        sums += torch.stack([loss * len(images), torch.tensor(float(len(images)), device=device)])
-    total, count = distributed.sum_over_processes(sums).tolist()
-    return {"loss": total / count, "images": int(count)}
+        sums[:2] += torch.stack([loss * len(images), torch.tensor(float(len(images)), device=device)])
+    total, count, left_out = distributed.sum_over_processes(sums).tolist()
+    return {"loss": total / count if count else 0.0} | images_of(loader, count, left_out)
 
 
 def record_evaluation(config, *records):

@@ -31,7 +31,7 @@ import torch
 from torch.nn import functional as F
 
 from config import encoder_config, load_config, run_folder, scaled_config
-from data.features import FeatureCache, checksum, parts_of
+from data.features import FeatureCache, checksum, parts_of, unreadable_rows
 from data.loader import build_probe_loaders, feature_loader, with_classes
 from engine import Job, Updater, fit, parallel, running, start
 from evaluation import append_records, evaluate, record_evaluation, report_throughput
@@ -111,15 +111,22 @@ class Probe:
         config, records = self.config, []
         labels, bank_labels = (torch.tensor([label for _, label in loader.dataset.samples])
                                for loader in (self.loaders.val, self.loaders.plain))
-        own = np.fromiter(self.loaders.val.sampler.indices, dtype=np.int64)
         for layer, bank, val in zip(self.model.layers, self.features("plain"), self.features("val"), strict=True):
+            left_out, unread = set(unreadable_rows(val).tolist()), unreadable_rows(bank)
+            own = np.array([i for i in self.loaders.val.sampler.indices if i not in left_out], dtype=np.int64)
+            kept = torch.ones(len(bank_labels), dtype=torch.bool)
+            kept[unread] = False
             counts = count_correct(
-                torch.from_numpy(val[own]).to(self.device), labels[own].to(self.device), parts_of(bank), bank_labels,
+                torch.from_numpy(val[own]).to(self.device), labels[own].to(self.device), parts_of(bank), bank_labels[kept],
                 config.PROBE.KNN_K, config.PROBE.TEMPERATURE, len(self.loaders.classes))
             counts = distributed.sum_over_processes(counts.to(self.device)).tolist()
+            number = len(labels) - len(left_out)
+            if not number or len(unread) == len(bank):
+                raise ValueError("none of the training or none of the validation images can be read: check --data-path.")
             for k, (first, five) in zip(config.PROBE.KNN_K, counts, strict=True):
-                records.append({"layer": str(layer), "feature": self.model.feature, "k": k, "top1": 100 * first / len(labels),
-                                "top5": 100 * five / len(labels), "images": len(labels)})
+                records.append({"layer": str(layer), "feature": self.model.feature, "k": k, "top1": 100 * first / number,
+                                "top5": 100 * five / number, "images": number}
+                               | ({"unreadable": len(left_out)} if left_out else {}))
         report(records)
         record_evaluation(config, *records)
 
@@ -140,7 +147,7 @@ class Probe:
             numbers = self.accuracies(val)
             best = max(numbers, key=lambda found: found["top1"])
             each = {f"top1_layer_{found['layer']}": found["top1"] for found in numbers} if len(numbers) > 1 else {}
-            return {name: best[name] for name in ("top1", "top5", "loss", "images")} | each
+            return {name: best[name] for name in ("top1", "top5", "loss", "images", "unreadable") if name in best} | each
 
         job = Job(config=config, task="probe", device=device, model=model, loader=loader, fixed=FIXED,
                   scheduler=build_scheduler(scaled, optimizer, len(loader)),

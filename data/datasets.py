@@ -2,11 +2,11 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
+from data.reading import MAX_PIXELS, read_image, without_limit
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
 DATA_FLAG = "--data-path"
@@ -22,28 +22,43 @@ class ImageDataset(Dataset):
         transform: PIL image -> tensor; may draw from the global generators.
         mode: PIL mode the files are read in.
         seed: the run's seed.
+        max_pixels: a picture with more can't be read.
     """
 
     shares_masks = False
 
-    def __init__(self, samples, transform, mode="RGB", seed=0):
+    def __init__(self, samples, transform, mode="RGB", seed=0, max_pixels=MAX_PIXELS):
         self.samples = samples
         self.transform = transform
         self.mode = mode
         self.seed = seed
+        self.max_pixels = max_pixels
 
     def __len__(self):
         return len(self.samples)
 
-    def image(self, epoch, index):
-        """(C, H, W) float."""
-        picture = read_image(self.samples[index][0], self.mode)
-        with seeded_globals(self.seed, AUGMENT, epoch, index):
-            return self.transform(picture)
-
     def __getitem__(self, key):
+        return self.item(key, whole_key(key)[1])
+
+    def item(self, key, source):
+        """The sample of a key, with another image than its own.
+
+        Args:
+            source: position of the image, whose label it has; the draws are those of the key. None = a blank one.
+        Raises: BadImage that names the file if it can't be read.
+        """
+        return self.image(key, source), 0 if source is None else self.samples[source][1]
+
+    def image(self, key, source):
+        """(C, H, W) float."""
         epoch, index, _ = whole_key(key)
-        return self.image(epoch, index), self.samples[index][1]
+        with without_limit():  # cropping looks at it, too
+            if source is None:
+                picture = Image.new(self.mode, (64, 64))
+            else:
+                picture = read_image(self.samples[source][0], self.mode, max_pixels=self.max_pixels)
+            with seeded_globals(self.seed, AUGMENT, epoch, index):
+                return self.transform(picture)
 
     def collate(self, samples):
         """A batch of items."""
@@ -58,15 +73,15 @@ class MaskedImageDataset(ImageDataset):
         shared: all images of a batch get the mask of one of them, which their keys name: (epoch, index, that one).
     """
 
-    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False):
-        super().__init__(samples, transform, mode, seed)
+    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False, max_pixels=MAX_PIXELS):
+        super().__init__(samples, transform, mode, seed, max_pixels)
         self.mask_generator = mask_generator
         self.shares_masks = shared
 
-    def __getitem__(self, key):
-        epoch, index, first = whole_key(key)
+    def item(self, key, source):
+        epoch, _, first = whole_key(key)
         mask = self.mask_generator(rng_for(self.seed, MASK, epoch, first))
-        return self.image(epoch, index), torch.from_numpy(mask).bool()
+        return self.image(key, source), torch.from_numpy(mask).bool()
 
     def collate(self, samples):
         """A batch of items; of those that name none to share it with, the first one has the mask of all."""
@@ -79,30 +94,6 @@ def whole_key(key):
     """(epoch, index, index of the image whose mask counts) of a key of a sampler, or of a plain index."""
     epoch, index, *first = key if isinstance(key, tuple) else (0, key)
     return epoch, index, *(first or [index])
-
-
-def read_image(source, mode="RGB", name=None):
-    """A file as a PIL image. Raises ValueError that names the file if it can't be decoded.
-
-    Args:
-        source: path, or a binary file object.
-        mode: PIL mode.
-        name: what the error calls it; None = the path.
-    """
-    try:
-        with Image.open(source) as picture:
-            return in_mode(picture, mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name or source} can't be read as an image ({error}). Repair or remove the file.") from error
-
-
-def in_mode(picture, mode):
-    """A PIL image in another mode; of 16 bits (or 32, with values of 8 or 16) scaled, as converting alone would cut at 255."""
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture, dtype=np.float32)
-        scale = 257 if picture.mode != "I" or values.max() > 255 else 1
-        picture = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
-    return picture.convert(mode)
 
 
 def image_files(root, flag=DATA_FLAG):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from config import encoder_config
-from data.datasets import in_mode, read_image
+from data.reading import in_mode, read_image
 from data.transforms import PIL_MODES, pil_mode
 
 KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in RGB order, a uint8 tensor (3, H, W), or a "

@@ -1,12 +1,14 @@
 """From a config to batches."""
 import logging
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from config import with_values
+from data.bad_images import BadImages, Reader, skipped_indices
 from data.datasets import (
     DATA_FLAG,
     VAL_FLAG,
@@ -22,6 +24,7 @@ from data.datasets import (
 from data.demo import demo_data
 from data.features import FeatureLoader
 from data.masks import build_mask_generator
+from data.reading import BadImage, shown
 from data.samplers import EpochSampler, EvalSampler
 from data.transforms import (
     eval_transform,
@@ -31,6 +34,7 @@ from data.transforms import (
     pretrain_transform,
     probe_transform,
 )
+from data.workers import Notes, Workers
 from utils import distributed
 from utils.registry import pick
 
@@ -45,14 +49,14 @@ class Loaders:
         train: batches of (images, masks) in pre-training, (images, labels) in fine-tuning; None for evaluation.
         val: batches of the same kind, each image once; None if there is no validation data.
         classes: names of the classes; empty in pre-training.
-        pictures: pre-training: (image, mask) without augmentation, held out where possible, to look at.
+        pictures: pre-training: (image, mask) without augmentation, held out where possible, to look at; bad ones are blank.
         plain: probing: batches of the training images without augmentation, each once.
     """
-    train: DataLoader | None
-    val: DataLoader | None
+    train: "ImageLoader | None"
+    val: "ImageLoader | None"
     classes: list = field(default_factory=list)
     pictures: Dataset | None = None
-    plain: DataLoader | None = None
+    plain: "ImageLoader | None" = None
 
 
 def build_loader(config, is_pretrain, train=True):
@@ -101,7 +105,8 @@ def _pretrain_loaders(config, train):
     masks, mode = build_mask_generator(config), pil_mode(config)
 
     def masked(samples, transform):
-        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED)
+        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED,
+                                  config.DATA.MAX_PIXELS)
 
     def plain(samples):
         return masked(samples, heldout_transform(config))
@@ -109,11 +114,11 @@ def _pretrain_loaders(config, train):
     held_out = plain(unlabelled_samples(val_folder, VAL_FLAG)) if val_folder else None
     val = _eval_loader(config, held_out) if held_out else None
     if not train:
-        return Loaders(None, val, pictures=held_out)
+        return Loaders(None, val, pictures=held_out and Pictures(held_out))
     _warn_of_val_inside(train_folder, val_folder)
     samples = unlabelled_samples(train_folder)
     dataset = masked(samples, pretrain_transform(config))
-    return Loaders(_train_loader(config, dataset), val, pictures=held_out or plain(samples))
+    return Loaders(_train_loader(config, dataset, train_folder), val, pictures=Pictures(held_out or plain(samples)))
 
 
 def build_probe_loaders(config, train=True):
@@ -125,23 +130,26 @@ def build_probe_loaders(config, train=True):
     samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
     mode = pil_mode(config)
 
-    def plain(samples):
-        return _eval_loader(config, ImageDataset(samples, eval_transform(config), mode, config.SEED))
+    def images(samples, transform):
+        return ImageDataset(samples, transform(config), mode, config.SEED, config.DATA.MAX_PIXELS)
 
+    val = _eval_loader(config, images(val_samples, eval_transform))
     if not train:
-        return Loaders(None, plain(val_samples), classes)
+        return Loaders(None, val, classes)
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
     augmented = None
     if config.PROBE.AUGMENT and not config.PROBE.KNN:
-        augmented = _train_loader(config, ImageDataset(samples, probe_transform(config), mode, config.SEED))
-    return Loaders(augmented, plain(val_samples), classes, plain=plain(samples))
+        augmented = _train_loader(config, images(samples, probe_transform), config.DATA.DATA_PATH)
+    plain = _eval_loader(config, images(samples, eval_transform), config.DATA.MAX_BAD_FRACTION,
+                         _skipped(config, samples, config.DATA.DATA_PATH))
+    return Loaders(augmented, val, classes, plain=plain)
 
 
 def feature_loader(config, loader, shuffled):
     """A FeatureLoader over the images of a loader, in the order of training or of evaluation."""
     labels = torch.tensor([label for _, label in loader.dataset.samples])
     sampler = _epoch_sampler(config, len(labels)) if shuffled else loader.sampler
-    return FeatureLoader(labels, config.DATA.BATCH_SIZE, sampler)
+    return FeatureLoader(labels, config.DATA.BATCH_SIZE, sampler, seed=config.SEED if shuffled else None)
 
 
 def with_classes(config, classes):
@@ -167,15 +175,15 @@ def _finetune_loaders(config, train):
     check_finetuning(config)
     samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
     mode = pil_mode(config)
-    val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED))
+    val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED, config.DATA.MAX_PIXELS))
     if not train:
         return Loaders(None, val, classes)
     if len(classes) < 2:
         raise ValueError(f"the training data has one class, {classes[0]}: fine-tuning needs a folder for each of several "
                          f"classes. Check --data-path and DATA.DATASET.")
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
-    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED)
-    return Loaders(_train_loader(config, dataset), val, classes)
+    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, config.DATA.MAX_PIXELS)
+    return Loaders(_train_loader(config, dataset, config.DATA.DATA_PATH), val, classes)
 
 
 # ---- where the files are ------------------------------------------------------------------------------------------
@@ -242,8 +250,93 @@ FINETUNE_SAMPLES = {"imagenet": _imagenet_samples, "folder": _folder_samples, "d
 
 # ---- batches ------------------------------------------------------------------------------------------------------
 
-def _train_loader(config, dataset):
-    return _loader(config, dataset, _epoch_sampler(config, len(dataset), dataset.shares_masks), persistent=True)
+class ImageLoader:
+    """Batches of an ImageDataset, lists of tensors.
+
+    Attributes:
+        dataset: the ImageDataset.
+        sampler: gives the keys.
+        bad: BadImages that this process has met.
+        skipped: positions of images that are passed over unopened.
+        blank: positions in the batch just given whose images could not be read. In training there are none: another image
+            stands in; elsewhere whoever takes the batch leaves them out.
+
+    Args:
+        config: from load_config.
+        reader: Reader of the dataset.
+        persistent: keep the loader processes from epoch to epoch.
+    """
+
+    def __init__(self, config, reader, sampler, persistent):
+        data, workers = config.DATA, config.DATA.NUM_WORKERS
+        self.dataset, self.sampler, self.bad, self.skipped = reader.dataset, sampler, reader.bad, reader.skipped
+        self.blank = []
+        notes = Notes(workers)
+        reader.note = notes.note
+        self.workers = Workers(self.dataset.samples, notes, workers, data.TIMEOUT_MINUTES)
+        self.loader = DataLoader(
+            reader, sampler=sampler, batch_size=data.BATCH_SIZE, num_workers=workers,
+            pin_memory=data.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=persistent and workers > 0,
+            timeout=60 * data.TIMEOUT_MINUTES if workers else 0, worker_init_fn=notes.begin, collate_fn=reader.collate)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        with self.workers.starting():
+            batches = iter(self.loader)
+        for number in count():
+            with self.workers.watched(number):
+                found = next(batches, None)
+            if found is None:
+                return
+            batch, self.blank, bad = found
+            self.bad.meet(bad)
+            yield batch
+
+    def filler(self):
+        """A batch of one blank image, for a process that has run out of others."""
+        return self.dataset.collate([self.dataset.item(0, None)])
+
+
+class Pictures(Dataset):
+    """An ImageDataset to look at: an image that can't be read is blank, and the log says so once."""
+
+    def __init__(self, dataset):
+        self.dataset, self.samples, self.collate = dataset, dataset.samples, dataset.collate
+        self.bad = BadImages(len(dataset))
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except BadImage as error:
+            if self.bad.add({self.samples[index][0]: error.reason}):
+                log.warning("%s can't be read (%s): its picture is blank", shown(self.samples[index][0]), error.reason)
+            return self.dataset.item(index, None)
+
+
+def _train_loader(config, dataset, root):
+    bad = BadImages(len(dataset), config.DATA.MAX_BAD_FRACTION)
+    reader = Reader(dataset, True, _skipped(config, dataset.samples, root), bad)
+    return ImageLoader(config, reader, _epoch_sampler(config, len(dataset), dataset.shares_masks), persistent=True)
+
+
+def _skipped(config, samples, root):
+    """Positions of the training images in DATA.SKIP_LIST."""
+    path = config.DATA.SKIP_LIST
+    if not path:
+        return frozenset()
+    skipped = skipped_indices(samples, path, root)
+    if len(skipped) == len(samples):
+        raise ValueError(f"DATA.SKIP_LIST={path} names all {len(samples)} training images: there is nothing to train on.")
+    if skipped:
+        log.info("%d of %d training images are passed over (DATA.SKIP_LIST %s)", len(skipped), len(samples), path)
+    else:
+        log.warning("DATA.SKIP_LIST %s names none of the training images below %s: nothing is passed over", path, root)
+    return skipped
 
 
 def _epoch_sampler(config, num_samples, shared=False):
@@ -255,20 +348,9 @@ def _epoch_sampler(config, num_samples, shared=False):
     return sampler
 
 
-def _eval_loader(config, dataset):
+def _eval_loader(config, dataset, max_bad_fraction=None, skipped=frozenset()):
+    """Each image once. Loader processes are not kept: idle ones would double the memory of training."""
     shared_by = config.DATA.BATCH_SIZE if dataset.shares_masks else 0
     sampler = EvalSampler(len(dataset), distributed.rank(), distributed.world_size(), shared_by)
-    return _loader(config, dataset, sampler, persistent=False)  # idle workers would double the memory of training
-
-
-def _loader(config, dataset, sampler, persistent):
-    workers = config.DATA.NUM_WORKERS
-    return DataLoader(
-        dataset, sampler=sampler, batch_size=config.DATA.BATCH_SIZE, num_workers=workers,
-        pin_memory=config.DATA.PIN_MEMORY and torch.cuda.is_available(), persistent_workers=persistent and workers > 0,
-        worker_init_fn=_one_thread, collate_fn=dataset.collate)
-
-
-def _one_thread(worker_id):
-    """A worker per core is enough; more threads in each only compete."""
-    torch.set_num_threads(1)
+    reader = Reader(dataset, skipped=skipped, bad=BadImages(len(dataset), max_bad_fraction))
+    return ImageLoader(config, reader, sampler, persistent=False)

@@ -48,7 +48,7 @@ class EpochSampler(Sampler):
         Raises: ValueError where an epoch has fewer batches.
         """
         if not 0 <= start <= self.num_batches:
-            raise ValueError(f"batch {start} is asked for of an epoch of {self.num_batches}: the data, the batch size or the "
+            raise ValueError(f"batch {start} of an epoch is asked for, which has {self.num_batches}: data, batch size or "
                              f"number of processes have changed. Start the epoch anew.")
         self.epoch, self.start = epoch, start
 

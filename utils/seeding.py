@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # what a stream is for; the numbers separate streams that share all other keys
-AUGMENT, MASK, STEP, SHUFFLE, SUBSET = range(5)
+AUGMENT, MASK, STEP, SHUFFLE, SUBSET, REPLACE = range(6)
 
 
 def rng_for(*keys):

@@ -168,3 +168,21 @@ def test_head_of_another_layer_is_refused(probed, forks, recipe, images, tmp_pat
     result = forks.run("main_linprobe.py", "--cfg", recipe, "--data-path", images, "--output", tmp_path, "--eval", "--layer",
                        "2", "--resume", probed[0] / "ckpt_epoch_2.pth")
     assert result.code == 2 and "was made with PROBE.LAYER=last, not 2" in result.error_lines[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_unreadable_images_end_no_probe(probe, images, encoder, tmp_path, ranks):
+    """Two of training and two of validation, which is not a single image for one of the processes."""
+    shutil.copytree(images, tmp_path / "images")
+    val = sorted((tmp_path / "images" / "val").rglob("*.png"))
+    for path in (tmp_path / "images/train/ant/0.jpg", tmp_path / "images/train/bee/1.jpg", val[0], val[2]):
+        path.write_bytes(b"no image")
+    flags = ["--data-path", tmp_path / "images", "--pretrained", encoder, "--cache", tmp_path / "cache"]
+    settings = {"DATA.BATCH_SIZE": 8 // ranks, "DATA.MAX_BAD_FRACTION": 0.1, "TRAIN.EPOCHS": 1}
+    folder, text = probe(tmp_path / "probe", *flags, settings=settings, ranks=ranks)
+    assert all(loss == loss for loss in losses(folder)) and len(losses(folder)) == 3
+    assert numbers(folder, "val", "images", "unreadable") == [[VAL_IMAGES - 2, 2]]
+    assert "2 of 24 train images could not be read" in text and f"2 of {VAL_IMAGES} val images" in text
+    folder, text = probe(tmp_path / "knn", *flags, "--knn", settings=settings, ranks=ranks)
+    assert numbers(folder, "eval", "images", "unreadable") == [[VAL_IMAGES - 2, 2]] * 3
+    assert "those of" in text and "2 of 24 train images could not be read" in text

@@ -1,4 +1,5 @@
 """Extraction of features, the files they are kept in, and the batches that are read from them."""
+import json
 import logging
 import os
 
@@ -6,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.features import FeatureCache, FeatureLoader, checksum, images_checksum
-from data.loader import EpochSampler, EvalSampler
+from data.bad_images import BadImages
+from data.features import FeatureCache, FeatureLoader, checksum, images_checksum, parts_of, unreadable_rows
+from data.samplers import EpochSampler, EvalSampler
+from evaluation import evaluate
+from utils.precision import build_precision
 
 COUNT = 7
 
@@ -28,6 +32,7 @@ class Images:
 
     def __init__(self, folder, count=COUNT, transform="Resize(4)"):
         self.dataset = Dataset(folder, count, transform)
+        self.bad, self.skipped, self.blank = BadImages(count), frozenset(), []
         self.passes = 0
 
     def __iter__(self):
@@ -113,6 +118,94 @@ def test_broken_file_is_replaced(get, images, tmp_path, messages):
     path.write_bytes(path.read_bytes()[:100])
     assert np.array_equal(get()[0], expected(1))
     assert images.passes == 2 and "is broken" in messages()
+
+
+def test_flipped_bit_is_noticed_and_the_features_are_extracted_again(get, images, tmp_path, messages):
+    get()
+    path = next((tmp_path / "cache").glob("*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 16
+    path.write_bytes(content)
+    assert np.array_equal(get()[0], expected(1))
+    assert images.passes == 2 and "has another checksum" in messages()
+    get()
+    assert images.passes == 2
+
+
+def test_file_without_a_checksum_is_not_used(get, images, tmp_path, messages):
+    get()
+    path = next((tmp_path / "cache").glob("*.json"))
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}))
+    get()
+    assert images.passes == 2 and "or that has none: extracting again" in messages()
+
+
+def unreadable(images, *rows):
+    """Let these images be ones that can't be read: their batches say so."""
+    batches = images.__class__.__iter__
+
+    def marked(self):
+        for batch in batches(self):
+            self.blank = [i for i, row in enumerate(batch[1].tolist()) if row in rows]
+            self.bad.meet({images.dataset.samples[row][0]: "cut" for row in rows})
+            yield batch
+    images.__class__ = type("Marked", (images.__class__,), {"__iter__": marked})
+
+
+def test_features_of_an_unreadable_image_are_nan_and_said_each_time(get, images, messages):
+    unreadable(images, 2, 5)
+    for _ in range(2):
+        array, = get()
+        assert unreadable_rows(array).tolist() == [2, 5]
+        assert np.array_equal(np.delete(array, [2, 5], axis=0), np.delete(expected(1), [2, 5], axis=0))
+    assert images.passes == 1 and messages().count("2 of 7 train images could not be read when features") == 2
+    assert "2.png (cut); " in messages() and "To try again, remove" in messages()
+
+
+def test_extraction_ends_where_more_images_are_unreadable_than_allowed(get, images, tmp_path):
+    unreadable(images, 2, 5)
+    images.bad = BadImages(COUNT, 0.01)
+    with pytest.raises(ValueError, match=r"2 of 7 training images can't be read.*DATA\.MAX_BAD_FRACTION"):
+        get()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def with_nan(layer, *rows):
+    array = expected(layer).copy()
+    array[list(rows)] = np.nan
+    return array
+
+
+def test_another_image_stands_in_for_an_unreadable_one_in_training():
+    loader = FeatureLoader(torch.arange(COUNT) * 10, 3, EpochSampler(COUNT, 3, 0, 1, seed=5), seed=5)
+    loader.open([with_nan(1, 2), with_nan(2, 4)])  # a row that lacks one layer counts as unreadable for all
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        keys = list(loader.sampler)
+        seen = torch.cat([torch.stack([one[:, 0], two[:, 0], label]).T for one, two, label in loader])
+        assert torch.isfinite(seen).all() and torch.equal(seen[:, 0] * 10, seen[:, 2]) and torch.equal(seen[:, 1], seen[:, 0])
+        assert not {2.0, 4.0} & set(seen[:, 0].tolist())
+        assert all(row == index for (_, index), row in zip(keys, seen[:, 0].tolist(), strict=True) if index not in (2, 4))
+
+
+def test_unreadable_images_are_left_out_of_accuracy():
+    labels, features = torch.tensor([0, 1, 2, 0, 1, 2, 0]), torch.eye(3)[[0, 1, 2, 1, 1, 2, 0]].numpy().copy()
+    features[[0, 1, 4]] = np.nan
+    loader = FeatureLoader(labels, 2, EvalSampler(COUNT, 0, 1))
+    loader.open([features])
+    numbers = evaluate(torch.nn.Identity(), loader, torch.device("cpu"), build_precision("O0", "native", torch.device("cpu")))
+    assert (numbers["images"], numbers["unreadable"], numbers["top1"]) == (4, 3, 75.0)
+
+
+def test_parts_leave_out_unreadable_rows():
+    parts = list(parts_of(with_nan(1, 0, 3, 4), rows=3))
+    assert [len(part) for part in parts] == [2, 1, 1] and torch.equal(torch.cat(parts)[:, 0], torch.tensor([1., 2, 5, 6]))
+
+
+def test_training_without_a_single_readable_image_is_an_error():
+    loader = FeatureLoader(torch.arange(COUNT), 3, EpochSampler(COUNT, 3, 0, 1, seed=5), seed=5)
+    with pytest.raises(ValueError, match="none of the 7 training images could be read"):
+        loader.open([with_nan(1, *range(COUNT))])
 
 
 def test_nothing_is_left_when_extraction_fails(tmp_path, images):

@@ -39,7 +39,7 @@ def test_next_epoch_starts_at_its_beginning():
 
 @pytest.mark.parametrize("start", [-1, 7])
 def test_start_outside_the_epoch_is_refused(start):
-    with pytest.raises(ValueError, match="which has 6: the data, the batch size or the number of processes have changed"):
+    with pytest.raises(ValueError, match="which has 6: data, batch size or number of processes have changed"):
         EpochSampler(12, 2, 0, 1, seed=0).set_epoch(0, start)
 
 

@@ -1,0 +1,206 @@
+"""Files of every bad kind: each is one error with a reason, and none takes the program along."""
+import errno
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import reading
+from data.reading import BadImage, read_image, shown
+
+from ..helpers import write_image
+
+
+def broken_files(folder):
+    """{kind: path} of files with the name of an image that are none."""
+    whole = write_image(folder / "whole.jpg", size=(80, 60)).read_bytes()
+    contents = {"zero bytes": b"", "text": b"no image at all", "cut": whole[:len(whole) * 2 // 3], "start": whole[:20],
+                "zeros": bytes(5000)}
+    paths = {kind: folder / f"{kind}.jpg" for kind in contents}
+    for kind, content in contents.items():
+        paths[kind].write_bytes(content)
+    paths["gone"] = folder / "gone.jpg"
+    paths["link to nothing"] = folder / "link.jpg"
+    paths["link to nothing"].symlink_to(folder / "nowhere")
+    paths["link to itself"] = folder / "circle.jpg"
+    paths["link to itself"].symlink_to(paths["link to itself"])
+    paths["folder"] = folder / "folder.jpg"
+    paths["folder"].mkdir()
+    paths["pipe"] = folder / "pipe.jpg"
+    os.mkfifo(paths["pipe"])
+    paths["socket"] = folder / "s.jpg"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(paths["socket"]))
+    paths["device"] = folder / "null.jpg"
+    paths["device"].symlink_to("/dev/zero")
+    return paths
+
+
+KINDS = ("zero bytes", "text", "cut", "start", "zeros", "gone", "link to nothing", "link to itself", "folder", "pipe", "socket",
+         "device")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_file_is_an_error_that_names_it(tmp_path, kind):
+    """A pipe that nobody writes to, too, without waiting for someone."""
+    path = broken_files(tmp_path)[kind]
+    with pytest.raises(BadImage) as error:
+        read_image(path)
+    assert str(error.value) == f"{path} can't be read as an image ({error.value.reason}). Repair or remove the file."
+    assert error.value.reason and str(path) not in error.value.reason
+
+
+def test_pipe_that_is_written_to_is_bad_as_well(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    descriptor = os.open(tmp_path / "a.png", os.O_RDWR)
+    os.write(descriptor, b"x" * 100)
+    with pytest.raises(BadImage, match="it is a named pipe"):
+        read_image(tmp_path / "a.png")
+    os.close(descriptor)
+
+
+def test_file_without_permission_is_bad(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.png")
+
+    monkeypatch.setattr(reading.os, "open", refuse)  # root may read everything
+    with pytest.raises(BadImage) as error:
+        read_image(tmp_path / "a.png")
+    assert error.value.reason == "Permission denied"
+
+
+def test_larger_picture_than_allowed_is_not_decoded(tmp_path, monkeypatch):
+    path = write_image(tmp_path / "a.png", size=(40, 30))
+    assert read_image(path, max_pixels=1200).size == (40, 30)
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(BadImage, match=r"40 x 30 pixels, more than DATA\.MAX_PIXELS=1199"):
+        read_image(path, max_pixels=1199)
+
+
+@pytest.mark.filterwarnings("error")
+def test_limit_of_ours_takes_the_place_of_pils_and_leaves_it_as_it_was(tmp_path, monkeypatch):
+    path = write_image(tmp_path / "a.png", size=(40, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(path).size == (40, 30) and Image.MAX_IMAGE_PIXELS == 100
+
+
+def failing(numbers):
+    """os.open that fails with these numbers first."""
+    left, opened = list(numbers), os.open
+
+    def fails(path, *arguments):
+        if left:
+            number = left.pop(0)
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *arguments)
+    return fails
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    taken = []
+    monkeypatch.setattr(reading.time, "sleep", taken.append)
+    return taken
+
+
+@pytest.mark.parametrize("number", sorted(reading.PASSING | reading.EXHAUSTED))
+def test_passing_error_is_tried_again_after_growing_pauses(tmp_path, monkeypatch, pauses, number):
+    path = write_image(tmp_path / "a.png")
+    monkeypatch.setattr(reading.os, "open", failing([number, number]))
+    assert read_image(path).size == (40, 32)
+    assert len(pauses) == 2 and pauses[0] < pauses[1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN])
+def test_error_of_the_disk_that_stays_is_the_files(tmp_path, monkeypatch, pauses, number):
+    monkeypatch.setattr(reading.os, "open", failing([number] * 9))
+    with pytest.raises(BadImage) as error:
+        read_image(tmp_path / "a.png")
+    assert error.value.reason == os.strerror(number) and len(pauses) == len(reading.PAUSES)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_error_of_the_machine_that_stays_is_not_the_files(tmp_path, monkeypatch, pauses, number):
+    monkeypatch.setattr(reading.os, "open", failing([number] * 9))
+    with pytest.raises(OSError, match=r"a\.png was read: not the fault of the file") as error:
+        read_image(tmp_path / "a.png")
+    assert error.value.errno == number
+
+
+def test_memory_that_runs_out_in_decoding_is_not_the_files_fault(tmp_path, monkeypatch, pauses):
+    def runs_out(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(reading, "in_mode", runs_out)
+    with pytest.raises(OSError, match="not the fault of the file"):
+        read_image(write_image(tmp_path / "a.png"))
+
+
+def test_missing_file_is_not_tried_again(tmp_path, pauses):
+    with pytest.raises(BadImage, match="No such file or directory"):
+        read_image(tmp_path / "a.png")
+    assert pauses == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif", "ppm"])
+def test_spoiled_bytes_give_pixels_or_the_one_kind_of_error(tmp_path, suffix):
+    """200 files with bytes that were written over: whatever a decoder makes of them, no other error comes out."""
+    rng, path = np.random.RandomState(3), tmp_path / f"a.{suffix}"
+    Image.fromarray(rng.randint(0, 255, (20, 30, 3), dtype=np.uint8)).save(path)
+    whole, refused = np.frombuffer(path.read_bytes(), dtype=np.uint8), 0
+    for _ in range(200):
+        spoiled = whole.copy()
+        places = rng.randint(0, len(whole) if rng.rand() < 0.5 else 60, size=rng.randint(1, 8))
+        spoiled[places] = rng.randint(0, 256, len(places))
+        path.write_bytes(spoiled.tobytes())
+        try:
+            read_image(path, max_pixels=10 ** 6)
+        except BadImage:
+            refused += 1
+    assert refused > 0
+
+
+# ---- pixels -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([[0, 0.25, 1], [0.5, -1, np.nan]], [[0, 64, 255], [128, 0, 0]]),
+    ([[0, 100, 255], [30.4, -5, 7]], [[0, 100, 255], [30, 0, 7]]),
+    ([[0, 32768, 65535], [257, 514, np.inf]], [[0, 128, 255], [1, 2, 0]])], ids=["shares", "8 bits", "16 bits"])
+def test_floats_are_scaled_to_greys(tmp_path, values, expected):
+    Image.fromarray(np.array(values, dtype=np.float32)).save(tmp_path / "a.tiff")
+    assert Image.open(tmp_path / "a.tiff").mode == "F"
+    pixels = np.asarray(read_image(tmp_path / "a.tiff"))
+    assert pixels.shape == (2, 3, 3) and np.allclose(pixels[..., 0], expected, atol=1)
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+ODD = {b"caf\xe9.png": r"caf\udce9.png", b"two\nlines.png": r"two\nlines.png", b"tab\t.png": r"tab\t.png",
+       "größe 图.png".encode(): "größe 图.png", b"%s{0}.png": "%s{0}.png", b"\x1b[31m.png": r"\x1b[31m.png"}
+
+
+@pytest.mark.parametrize(("name", "expected"), ODD.items(), ids=ODD.values())
+def test_odd_names_are_read_and_shown_in_one_line_that_can_be_printed(tmp_path, name, expected):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", path)
+    assert read_image(os.fsdecode(path)).size == (4, 3)
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    with pytest.raises(BadImage) as error:
+        read_image(os.fsdecode(path))
+    assert f"/{expected} can't be read" in str(error.value)
+    str(error.value).encode("utf-8")
+    assert shown(os.fsdecode(name)) == expected
+
+
+def test_images_are_read_by_several_threads(tmp_path):
+    path, limit, sizes = write_image(tmp_path / "a.png"), Image.MAX_IMAGE_PIXELS, []
+    threads = [threading.Thread(target=lambda: sizes.extend(read_image(path).size for _ in range(50))) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sizes == [(40, 32)] * 200 and Image.MAX_IMAGE_PIXELS == limit
