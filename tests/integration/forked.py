@@ -2,13 +2,16 @@
 
 Every run executes the main's file as `__main__` in a process of its own, exactly as `python main_x.py ...` does; only
 the libraries are in memory already, and the interpreter is not taken apart at the end (a second saved at either end).
-Started by `processes.Forks`; reads one JSON object a line on stdin, writes one back on stdout.
+Started by `processes.Forks`; reads one JSON object a line on stdin, writes one back on stdout:
+{"start": [rank, ...], "group": bool} gives {"pids": [...]}, {"end_of": [pid, ...], "wait": bool} gives {"codes": [...]}.
+A process that has ended stays a zombie until it is asked for, so its number is not given to another meanwhile.
 """
 import atexit
 import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -28,20 +31,56 @@ def main():
     sys.modules["apex"] = None  # as if it were not installed, whatever this machine has
     gc.freeze()  # the children need not walk through all of this
     print(json.dumps({"ready": True}), flush=True)
+    groups, codes = [], {}
     for line in iter(sys.stdin.readline, ""):
-        children = []
-        for rank in json.loads(line)["ranks"]:
-            pid = os.fork()
-            if pid == 0:
-                run(rank)
-            children.append(pid)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        print(json.dumps({"codes": codes}), flush=True)
+        order = json.loads(line)
+        if "start" in order:
+            pids = start(order["start"], order["group"])
+            groups += pids[:1] if order["group"] else []
+            answer = {"pids": pids}
+        else:
+            answer = {"codes": [end_of(pid, codes, order["wait"]) for pid in order["end_of"]]}
+        print(json.dumps(answer), flush=True)
+    for group in groups:  # the tests are gone: what they left running goes, too
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     os._exit(0)
+
+
+def start(ranks, group):
+    """Fork one process for each rank; together in a process group of their own, if so ordered. Returns their numbers."""
+    pids = []
+    for rank in ranks:
+        pid = os.fork()
+        if pid == 0:
+            if group:
+                os.setpgid(0, pids[0] if pids else 0)
+            run(rank)
+        if group:  # here as well, so that the group is there when this returns
+            try:
+                os.setpgid(pid, pids[0] if pids else pid)
+            except ProcessLookupError:
+                pass
+        pids.append(pid)
+    return pids
+
+
+def end_of(pid, codes, wait):
+    """Exit code of a child, negative after a signal; None while it runs."""
+    if pid not in codes:
+        done, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
+        if not done:
+            return None
+        codes[pid] = os.waitstatus_to_exitcode(status)
+    return codes[pid]
 
 
 def run(rank):
     """In the child: become one run, and exit as a script would."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # tests may run where they are ignored
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for descriptor, path, flags in ((0, os.devnull, os.O_RDONLY), (1, rank["out"], os.O_WRONLY | os.O_CREAT),
                                     (2, rank["err"], os.O_WRONLY | os.O_CREAT)):
         opened = os.open(path, flags)
@@ -51,6 +90,8 @@ def run(rank):
     sys.argv = [rank["script"], *rank["arguments"]]
     code = 0
     try:
+        if rank.get("prelude"):
+            runpy.run_path(rank["prelude"], run_name="prelude")
         runpy.run_path(str(ROOT / rank["script"]), run_name="__main__")
     except SystemExit as end:
         code = end.code or 0

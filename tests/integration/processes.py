@@ -77,6 +77,18 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def launcher_environments(world_size):
+    """What a launcher tells each of its processes."""
+    port = str(free_port())
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": port} for rank in range(world_size)]
+
+
+def result(code, out, err):
+    """Result of a process whose text went to two files."""
+    return Result(code, *(path.read_text(encoding="utf-8", errors="replace") for path in (out, err)))
+
+
 class Forks:
     """Runs of the mains without the seconds their imports take; see forked.py.
 
@@ -99,10 +111,29 @@ class Forks:
 
     def run_ranks(self, world_size, script, *arguments):
         """Several processes with the environment a launcher gives them; returns a Result for each rank."""
-        port = str(free_port())
-        return self._run([(script, arguments, {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port}) for rank in range(world_size)])
+        return self._run([(script, arguments, env) for env in launcher_environments(world_size)])
+
+    def start(self, ranks, group=True, prelude=None):
+        """Start processes and return at once.
+
+        Args:
+            ranks: [(script, arguments, environment), ...], one for each process.
+            group: whether they get a process group of their own, so that a signal can reach them and their children alone.
+            prelude: Python file that each process runs before its script.
+        Returns: [(pid, stdout file, stderr file), ...]; the first pid is the number of the group.
+        """
+        orders = []
+        for script, arguments, env in ranks:
+            self.count += 1
+            orders.append({"script": script, "arguments": [str(word) for word in arguments], "env": env,
+                           "prelude": prelude and str(prelude),
+                           "out": str(self.folder / f"{self.count}.out"), "err": str(self.folder / f"{self.count}.err")})
+        pids = self._ask(start=orders, group=group)["pids"]
+        return [(pid, Path(order["out"]), Path(order["err"])) for pid, order in zip(pids, orders, strict=True)]
+
+    def codes(self, pids, wait=False):
+        """Exit codes, negative after a signal, None of a process that still runs; `wait` waits for all of them."""
+        return self._ask(end_of=pids, wait=wait)["codes"]
 
     def close(self):
         self.server.stdin.close()
@@ -110,19 +141,17 @@ class Forks:
         self.server.stdout.close()
 
     def _run(self, ranks):
+        started = self.start(ranks, group=False)
+        codes = self.codes([pid for pid, _, _ in started], wait=True)
+        return [result(code, out, err) for code, (_, out, err) in zip(codes, started, strict=True)]
+
+    def _ask(self, **order):
         if not self.ready:
             self._answer()
             self.ready = True
-        orders = []
-        for script, arguments, env in ranks:
-            self.count += 1
-            orders.append({"script": script, "arguments": [str(word) for word in arguments], "env": env,
-                           "out": str(self.folder / f"{self.count}.out"), "err": str(self.folder / f"{self.count}.err")})
-        self.server.stdin.write(json.dumps({"ranks": orders}) + "\n")
+        self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
-        codes = self._answer()["codes"]
-        return [Result(code, Path(order["out"]).read_text(encoding="utf-8"), Path(order["err"]).read_text(encoding="utf-8"))
-                for code, order in zip(codes, orders, strict=True)]
+        return self._answer()
 
     def _answer(self):
         line = self.server.stdout.readline()

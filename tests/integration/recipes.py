@@ -18,6 +18,9 @@ SHORT = {"DATA.BATCH_SIZE": 8, "DATA.NUM_WORKERS": 0, "TRAIN.WARMUP_EPOCHS": 1, 
 PRETRAIN = {**SHORT, **SWIN, "MODEL.NAME": "pretrain", "DATA.MASK_PATCH_SIZE": 8, "MODEL.DROP_PATH_RATE": 0.0, "VIS_IMAGES": 3}
 # strengths of 10 and more have a test of their own (test_other_data.py)
 FINETUNE = {**SHORT, **SWIN, "MODEL.NAME": "finetune", "AUG.AUTO_AUGMENT": "rand-m7-mstd0.5-inc1"}
+PROBE = {**SHORT, **SWIN, "MODEL.NAME": "linprobe", "TRAIN.EPOCHS": 3, "TRAIN.LR_SCALE_BATCH": 8, "TRAIN.BASE_LR": 2.0,
+         "TRAIN.WARMUP_LR": 0.0, "TRAIN.MIN_LR": 0.0, "TRAIN.WEIGHT_DECAY": 0.0, "TRAIN.CLIP_GRAD": 0.0,
+         "TRAIN.LR_SCHEDULER.LAG": "False", "TRAIN.OPTIMIZER.NAME": "lars"}
 
 
 def make_images(root):

@@ -4,12 +4,9 @@ import shutil
 import pytest
 
 from .processes import ROOT, opts
-from .recipes import CLASSES, SHORT, SWIN, VAL_IMAGES, VIT, write_recipe
+from .recipes import CLASSES, PROBE, VAL_IMAGES, VIT, write_recipe
 from .runs import accuracies, checkpoint, losses, records, unequal
 
-PROBE = {**SHORT, **SWIN, "MODEL.NAME": "linprobe", "TRAIN.EPOCHS": 3, "TRAIN.LR_SCALE_BATCH": 8, "TRAIN.BASE_LR": 2.0,
-         "TRAIN.WARMUP_LR": 0.0, "TRAIN.MIN_LR": 0.0, "TRAIN.WEIGHT_DECAY": 0.0, "TRAIN.CLIP_GRAD": 0.0,
-         "TRAIN.LR_SCHEDULER.LAG": "False", "TRAIN.OPTIMIZER.NAME": "lars"}
 PUBLISHED = sorted(path for path in (ROOT / "configs").glob("*/*linprobe*.yaml") if path.parent.name != "demo")
 
 

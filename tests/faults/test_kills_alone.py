@@ -1,0 +1,14 @@
+"""One process is killed again and again: the end is that of a run that was not."""
+import pytest
+
+from .kills import kill_chain
+from .plans import PLANS
+
+pytestmark = pytest.mark.faults
+ALONE = [name for name, plan in PLANS.items() if plan.ranks == 1]
+
+
+@pytest.mark.parametrize("chain", range(5))
+@pytest.mark.parametrize("name", ALONE)
+def test_run_ends_as_if_it_had_not_been_killed(name, chain, bench, inject, rng, tmp_path):
+    kill_chain(bench, PLANS[name], tmp_path, rng, 5, inject, name)
