@@ -103,7 +103,7 @@ class Job:
         task: pretrain, finetune or probe; says which settings are written down with the run.
         device: torch.device.
         model: the plain module; `updater.model` may wrap it.
-        loader: training batches, tuples of tensors; its sampler has `set_epoch`.
+        loader: training batches, tuples of tensors; its sampler has `set_epoch`; what it can't read is in its `bad`.
         updater, scheduler: what changes the weights, what sets the learning rate.
         compute_loss: (model, batch) -> scalar loss.
         validate: epoch -> {name: number}, on all ranks; {} if there is nothing to validate.
@@ -231,6 +231,7 @@ def open_run(job):
         if lost:
             log.warning("%s of %s ends before the checkpoint: what is missing is lost, training is not", ", ".join(lost),
                         job.folder)
+    job.loader.bad.read(job.folder)
     job.metrics = MetricWriter(job.folder if first else None, job.place.epoch * len(job.loader) + job.place.batches)
     distributed.barrier()
     if is_sharded(job.model) and not os.path.exists(os.path.join(job.folder, "config.yaml")):

@@ -22,7 +22,8 @@ class ConsoleHandler(logging.StreamHandler):
     """Writes past a progress bar instead of through it."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=self.stream)
+        text = self.format(record).encode(errors="backslashreplace").decode()  # names of files may be no text
+        tqdm.write(text, file=self.stream)
 
 
 class LogFile(logging.FileHandler):

@@ -48,10 +48,10 @@ class Watch:
         """
         job, place = self.job, self.job.place
         place.batches, place.steps = batches, place.steps + 1
-        bad = getattr(job.loader, "bad", None)
+        bad = job.loader.bad
         skipped = self.read_skipped(job.updater.skipped_in_row)
         stop, clock, skipped, news = self.exchange(
-            stopping.requested(), self._minutes_are_over(), skipped, bool(bad and bad.unsaid))
+            stopping.requested(), self._minutes_are_over(), skipped, bool(bad.met))
         if news:
             self._share_bad_images()
         first = skipped and not self.skipped_in_row
@@ -85,10 +85,13 @@ class Watch:
         bad, found = self.job.loader.bad, {}
         for of_rank in distributed.from_all(bad.news()):
             found |= of_rank
-        bad.add(found)
-        if distributed.rank() == 0:
+        try:
+            new = list(bad.add(found))
+            if new:
+                log.warning("%d training images can't be read so far, others stand in for them (bad_images.txt): %s%s",
+                            len(bad.found), ", ".join(new[:3]), ", ..." if len(new) > 3 else "")
+        finally:
             bad.write(self.job.folder)
-        bad.check()
 
     # ---- saving and stopping ----------------------------------------------------------------------------------------
 

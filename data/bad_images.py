@@ -23,6 +23,7 @@ class BadImages:
 
     Attributes:
         found: {absolute path: reason} of all that processes have told each other of, see `add`.
+        met: those that this process has met and told nobody of.
     """
 
     def __init__(self, num_images, max_fraction=None):
@@ -34,12 +35,13 @@ class BadImages:
 
     def meet(self, found):
         """Take note of {path: reason} that came with a batch of this process."""
-        self.met.update(found)
+        self.met.update({path: reason for path, reason in found.items() if path not in self._told and path not in self.found})
 
     def news(self):
         """{path: reason} of what this process has met since it was last asked, without what `found` has."""
-        news = {path: reason for path, reason in self.met.items() if path not in self._told and path not in self.found}
+        news = {path: reason for path, reason in self.met.items() if path not in self.found}
         self._told.update(news)
+        self.met = {}
         return news
 
     def add(self, found):
@@ -72,6 +74,7 @@ class BadImages:
         """Go on counting from the list of an earlier start; all processes must call it.
 
         A file that has changed since the list was written does not count: it may be repaired.
+        Raises: ValueError where the others are more than allowed.
         """
         path = os.path.join(folder, BAD_FILE)
         listed = {}
@@ -79,6 +82,7 @@ class BadImages:
             written = os.stat(path).st_mtime
             listed = {name: reason for name, reason in read_list(path).items() if not _changed_since(name, written)}
         self.found.update(distributed.from_rank0(listed))
+        self.check(self.found)
 
 
 def _changed_since(path, moment):

@@ -57,15 +57,22 @@ class EpochSampler(Sampler):
         return self.num_batches * self.batch_size
 
     def __iter__(self):
+        return iter(self._keys(self.epoch, self.start, self.num_batches))
+
+    def keys(self, epoch, batch):
+        """The keys of one batch of this process."""
+        return self._keys(epoch, batch, batch + 1)
+
+    def _keys(self, epoch, start, end):
         size = self.batch_size * self.world_size
         own = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         if self.shared and self.batch_size % 2 == 0:
             own = pairs_of(size, self.batch_size, self.rank)
-        order = rng_for(self.seed, SHUFFLE, self.epoch).permutation(self.num_samples)[:self.num_batches * size]
-        batches = order.reshape(self.num_batches, size)[self.start:].tolist()
+        order = rng_for(self.seed, SHUFFLE, epoch).permutation(self.num_samples)[:self.num_batches * size]
+        batches = order.reshape(self.num_batches, size)[start:end].tolist()
         if self.shared:
-            return iter([(self.epoch, batch[i], batch[0]) for batch in batches for i in own])
-        return iter([(self.epoch, batch[i]) for batch in batches for i in own])
+            return [(epoch, batch[i], batch[0]) for batch in batches for i in own]
+        return [(epoch, batch[i]) for batch in batches for i in own]
 
 
 class EvalSampler(Sampler):

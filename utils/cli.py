@@ -109,4 +109,5 @@ def _one_line(error):
     if "Original Traceback" in text:
         last = text.splitlines()[-1]
         text = last.partition(": ")[2] or last
+    text = text.encode(errors="backslashreplace").decode()  # names of files may be no text
     return " ".join(text.split()) or type(error).__name__

@@ -34,6 +34,8 @@ def main():
     groups, codes = [], {}
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
+        if "end" in order:
+            break
         if "start" in order:
             pids = start(order["start"], order["group"])
             groups += pids[:1] if order["group"] else []

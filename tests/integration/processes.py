@@ -136,7 +136,9 @@ class Forks:
         return self._ask(end_of=pids, wait=wait)["codes"]
 
     def close(self):
-        self.server.stdin.close()
+        if self.server.poll() is None:
+            self.server.stdin.write(json.dumps({"end": True}) + "\n")  # its end may be open in processes that tests left behind
+            self.server.stdin.close()
         self.server.wait()
         self.server.stdout.close()
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import torch
 
 from config import load_config
+from data.bad_images import BadImages
 from engine import Job, Updater, fit
 from lr_scheduler import build_scheduler
 from optimizer import _adamw
@@ -24,6 +25,7 @@ class Batches(list):
         self.epochs = []
         self.sampler = SimpleNamespace(set_epoch=self._set)
         self.start = 0
+        self.bad = BadImages(4 * number)
 
     def _set(self, epoch, start=0):
         self.epochs.append(epoch)

@@ -72,7 +72,8 @@ def test_bad_file_of_every_kind_is_replaced_and_reported(folder, kind, num_worke
     loader = pretraining(folder, NUM_WORKERS=num_workers).train
     batches = epoch_of(loader, 0)
     assert len(batches) == 5 and all(images.shape == (4, 3, 32, 64) for images, _ in batches)
-    assert list(loader.bad.news()) == [str(path)] and loader.bad.news() == {} and loader.bad.met[str(path)]
+    news = loader.bad.news()
+    assert list(news) == [str(path)] and news[str(path)] and loader.bad.news() == {}
 
 
 def test_file_that_vanishes_after_listing_is_replaced_and_reported(folder):
