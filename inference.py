@@ -11,6 +11,7 @@ From Python: get_model, inference_model, extract_feat, reconstruct, list_models.
 import argparse
 import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,9 +54,10 @@ from torchvision.models import get_weight
 
 from config import pixel_statistics, with_values
 from data.datasets import class_names, image_files
-from data.inputs import Preparation, as_list
+from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
-from data.transforms import eval_transform, heldout_transform
+from data.reading import BadImage, shown
+from data.transforms import eval_transform, heldout_transform, pil_mode
 from models.weights import zoo
 from recipes import build, load_into, open_recipe
 from utils.pictures import picture_grid
@@ -177,7 +179,8 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
         pretrained: with a name or recipe, as in get_model; None = the released weights.
     Returns: dict for one image, list of dicts for a list: pred_label (int), pred_score (float), pred_scores (float32 array of
         all classes, which add up to 1), pred_topk (list of {label, score, class}); pred_class (str) where names are known.
-    Raises: ValueError on a model without classes, or a file without a head for them; FileNotFoundError.
+    Raises: ValueError on a model without classes, a file without a head for them, weights that predict NaN, or an image that
+        can't be read; FileNotFoundError.
     """
     images, single = as_list(images)
     model = _opened(model, device, pretrained, "head.")
@@ -187,6 +190,10 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
     names = read_classes(classes, recipe) if classes is not None else recipe.classes
     names = names or (imagenet_classes() if recipe.config.MODEL.NUM_CLASSES == 1000 else None)
     logits = _run(model, images, batch_size, eval_transform, _logits)
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"predictions of {int((~torch.isfinite(logits)).any(dim=1).sum())} of {len(logits)} images are NaN or "
+                         f"infinite: the weights are broken, or too large for the number format. Try other weights, or "
+                         f"AMP_OPT_LEVEL O0 (--opts AMP_OPT_LEVEL O0).")
     results = [_prediction(scores, topk, names) for scores in logits.softmax(dim=1).numpy()]
     return results[0] if single else results
 
@@ -344,22 +351,43 @@ def main(args):
         return print_models(args)
     check_arguments(args)
     paths = [path for place in args.images for path in (image_files(place, "IMAGE") if os.path.isdir(place) else [place])]
-    as_list(paths)  # says which is missing, before anything is downloaded
+    files = [place for place in args.images if not os.path.isdir(place)]
+    if files:
+        as_list(files)  # says which is missing, before anything is downloaded
     part = "decoder." if args.reconstruct else None if args.features else "head."
     _check_task(open_recipe(args.model, args.task)[0], part)  # before anything is downloaded
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
                       args.classes, **settings)
     _check_part(model, part)
+    read, errors = readable(paths, model.recipe.config)
+    if not read:
+        raise ValueError(f"none of {len(paths)} images can be read: {next(iter(errors.values()))}")
     if args.features:
-        (features,) = extract_feat(model, paths, **given(args, "output", "batch_size"))
-        write_whole(args.features, lambda path: np.savez(path, features=features.numpy(), paths=np.array(paths)))
-        print(f"{args.features}: features {tuple(features.shape)} of {len(paths)} images")
+        (features,) = extract_feat(model, read, **given(args, "output", "batch_size"))
+        write_whole(args.features, lambda path: np.savez(path, features=features.numpy(), paths=np.array(read)))
+        print(f"{args.features}: features {tuple(features.shape)} of {len(read)} images")
     if args.reconstruct:
-        write_whole(args.reconstruct, reconstruct(model, paths, **given(args, "mask_ratio", "seed")).save)
-        print(f"{args.reconstruct}: reconstructions of {len(paths)} images")
+        write_whole(args.reconstruct, reconstruct(model, read, **given(args, "mask_ratio", "seed")).save)
+        print(f"{args.reconstruct}: reconstructions of {len(read)} images")
     if not args.features and not args.reconstruct:
-        print_predictions(paths, inference_model(model, paths, **given(args, "topk", "batch_size")), args.json)
+        results = iter(inference_model(model, read, **given(args, "topk", "batch_size")))
+        print_predictions(paths, [None if path in errors else next(results) for path in paths], errors, args.json)
+    if errors:
+        for error in errors.values():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def readable(paths, config):
+    """The images among paths, and {path: what is wrong} of the others. Each is decoded, so that one does not cost the rest."""
+    errors = {}
+    for path in dict.fromkeys(paths):
+        try:
+            picture_of(path, pil_mode(config), max_pixels=config.DATA.MAX_PIXELS)
+        except (BadImage, FileNotFoundError) as error:
+            errors[path] = str(error)
+    return [path for path in paths if path not in errors], errors
 
 
 def given(args, *names):
@@ -426,16 +454,19 @@ def print_models(args):
     print("\n".join(aligned(rows, num_left=2)))
 
 
-def print_predictions(paths, results, as_json):
-    """The best classes of each image: a table, or a list of objects as JSON."""
+def print_predictions(paths, results, errors, as_json):
+    """The best classes of each image: a table, or a list of objects as JSON. A result is None where there is an error."""
+    pairs = list(zip(paths, results, strict=True))
     if as_json:
-        found = [{"image": str(path)} | {key: value for key, value in result.items() if key != "pred_scores"}
-                 for path, result in zip(paths, results, strict=True)]
-        return print(json.dumps(found, indent=1, ensure_ascii=False))
+        found = [{"image": str(path)} | ({"error": errors[path]} if result is None else
+                                         {key: value for key, value in result.items() if key != "pred_scores"})
+                 for path, result in pairs]
+        in_ascii = any("\udc80" <= sign <= "\udcff" for path in paths for sign in str(path))  # names that are no UTF-8
+        return print(json.dumps(found, indent=1, ensure_ascii=in_ascii, allow_nan=False))
     rows = [("image", "class", "score")]
-    for path, result in zip(paths, results, strict=True):
-        for i, best in enumerate(result["pred_topk"]):
-            rows.append((str(path) if i == 0 else "", str(best.get("class", best["label"])), f"{best['score']:.4f}"))
+    for path, result in pairs:
+        for i, best in enumerate(result["pred_topk"] if result else []):
+            rows.append((shown(path) if i == 0 else "", str(best.get("class", best["label"])), f"{best['score']:.4f}"))
     print("\n".join(aligned(rows, num_left=2)))
 
 

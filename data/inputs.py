@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from config import encoder_config
-from data.reading import in_mode, read_image
+from data.reading import MAX_PIXELS, in_mode, read_image, shown
 from data.transforms import PIL_MODES, pil_mode
 
 KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in RGB order, a uint8 tensor (3, H, W), or a "
@@ -52,7 +52,7 @@ class Preparation:
                 raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected ({channels}, H, W), "
                                  f"normalised.")
             return image.detach().float().cpu()
-        return self.transform(picture_of(image, pil_mode(self.config), name))
+        return self.transform(picture_of(image, pil_mode(self.config), name, self.config.DATA.MAX_PIXELS))
 
     def batches(self, images, batch_size):
         """Tensors (B, C, H, W), B up to `batch_size`.
@@ -73,20 +73,21 @@ class Preparation:
             yield torch.stack(batch)
 
 
-def picture_of(image, mode, name="the image"):
+def picture_of(image, mode, name="the image", max_pixels=MAX_PIXELS):
     """A PIL image in a mode.
 
     Args:
         image: one of KINDS, but no float tensor. Arrays may also be (H, W) or have 1 or 4 channels.
         mode: PIL mode.
         name: what errors call an image that has no path.
+        max_pixels: of a file; a larger one is not decoded.
     Raises: FileNotFoundError; ValueError on what can't be read or is no image.
     """
     if isinstance(image, (str, Path)):
         _check_path(image)
-        return read_image(image, mode)
+        return read_image(image, mode, max_pixels=max_pixels)
     if isinstance(image, (bytes, bytearray)):
-        return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)")
+        return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)", max_pixels)
     if isinstance(image, Image.Image):
         return in_mode(image, mode)
     if isinstance(image, torch.Tensor):
@@ -106,8 +107,8 @@ def _check_path(path):
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file. data.datasets.image_files(folder) lists the images of "
                          f"one, and the command line takes folders.")
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist.")
+    if not path.exists():
+        raise FileNotFoundError(f"image {shown(path)} does not exist.")
 
 
 def _from_array(pixels, name):

@@ -31,7 +31,7 @@ def read_image(source, mode="RGB", name=None, max_pixels=MAX_PIXELS):
 
     Args:
         source: path, or a binary file object.
-        mode: PIL mode.
+        mode: PIL mode; None = that of the file.
         name: what the error calls it; None = the path.
         max_pixels: a picture with more is not decoded.
     Raises: BadImage (a ValueError) that names the file if it can't be decoded; OSError where this machine has run out of
@@ -77,6 +77,9 @@ def _decoded(source, mode, max_pixels):
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels, more than DATA.MAX_PIXELS={max_pixels}")
+            if mode is None:
+                picture.load()
+                return picture
             return in_mode(picture, mode)
 
 

@@ -226,3 +226,43 @@ def test_model_without_released_weights_says_what_to_do(place, monkeypatch, caps
     code, _, err = command(monkeypatch, capsys, "--model", RELEASED[1], "bird.jpg", "--features", "x.npz",
                            "--weights-dir", tmp_path / "empty")
     assert code == 2 and str(tmp_path / "empty" / f"{RELEASED[1]}.pth") in err and "127.0.0.1" in err
+
+
+@pytest.fixture
+def album(place):
+    """Five images, of which one is broken, one a pipe, and one leads nowhere; one has a name that is no UTF-8."""
+    folder = place / "album"
+    folder.mkdir()
+    for name in (b"a.png", b"e\xe9.png"):
+        Image.new("RGB", (40, 30), (90, 60, 30)).save(os.path.join(os.fsencode(folder), name))
+    (folder / "b.png").write_bytes(b"no image")
+    os.mkfifo(folder / "c.png")
+    (folder / "d.png").symlink_to("nowhere.png")
+    return folder
+
+
+def test_images_that_can_not_be_read_do_not_cost_the_others(album, monkeypatch, capsys):
+    code, out, err = command(monkeypatch, capsys, "--model", RELEASED[0], "album", "--topk", 1)
+    assert code == 1 and [line.split()[0] for line in out.splitlines()] == ["image", "album/a.png", r"album/e\udce9.png"]
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.partition("album/")[2][:5] for line in errors] == ["b.png", "c.png", "d.png"]
+    assert "it is a named pipe" in errors[1]
+
+
+def test_error_of_an_image_stands_beside_it_in_json(album, monkeypatch, capsys):
+    code, out, _ = command(monkeypatch, capsys, "--model", RELEASED[0], "album", "--json")
+    found = json.loads(out)
+    assert code == 1 and [one["image"] for one in found] == [f"album/{name}.png" for name in ("a", "b", "c", "d", "e\udce9")]
+    assert [sorted(one) for one in found[1:4]] == [["error", "image"]] * 3 and "error" not in found[0] | found[4]
+
+
+def test_features_are_written_of_the_images_that_can_be_read(album, place, monkeypatch, capsys):
+    code, out, err = command(monkeypatch, capsys, "--model", RELEASED[1], "album", "--features", "x.npz")
+    content = np.load(place / "x.npz")
+    assert code == 1 and len(content["features"]) == len(content["paths"]) == 2 and "of 2 images" in out
+    assert err.count("error: ") == 3
+
+
+def test_no_readable_image_at_all_is_one_error(album, monkeypatch, capsys):
+    code, out, err = command(monkeypatch, capsys, "--model", RELEASED[0], "album/b.png")
+    assert code == 2 and out == "" and "none of 1 images can be read: album/b.png can't be read" in err

@@ -598,3 +598,17 @@ def test_import_brings_nothing_of_training():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     training = {"engine", "optimizer", "lr_scheduler", "resume", "logger", "data.loader", "data.demo", "timm", "tensorboard"}
     assert "inference" in result.stdout.split() and training & set(result.stdout.split()) == set()
+
+
+def test_predictions_that_are_no_numbers_are_an_error(paths):
+    model = get_model(make_config("swin", "plain"), task="classification")
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    with pytest.raises(ValueError, match=r"predictions of 3 of 3 images are NaN or infinite: the weights .* AMP_OPT_LEVEL O0"):
+        inference_model(model, paths)
+
+
+def test_broken_image_is_raised_from_python(swin, paths, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png can't be read as an image"):
+        inference_model(swin, [*paths, tmp_path / "broken.png"])

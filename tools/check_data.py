@@ -1,0 +1,170 @@
+"""Decode every image below a folder and list those that can't be read, before a run meets them.
+
+  python tools/check_data.py <folder>                                  a table of sizes and modes, and the bad files
+  python tools/check_data.py <folder> --output bad_images.txt          and the list that DATA.SKIP_LIST takes
+  python tools/check_data.py <folder> --workers 32 --max-pixels 200000000
+
+Exit code: 0 = all can be read, 1 = some can't, 2 = wrong arguments or no images. A file counts as bad where training could not
+read it: broken, empty, no image, no file at all, or larger than --max-pixels. A file that takes longer than --timeout to read
+counts as well (the disk may hang), and one whose decoder crashes.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
+
+from utils.cli import positive, run
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="images in it or below it, as --data-path")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the list of bad files")
+    parser.add_argument("--workers", type=positive(int), default=8, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--max-pixels", type=positive(int), metavar="N", help="as DATA.MAX_PIXELS, and its default")
+    parser.add_argument("--timeout", type=positive(float), default=60.0, metavar="SECONDS",
+                        help="the longest that one file may take (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before the imports that take seconds
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from multiprocessing.connection import wait
+
+from tqdm import tqdm
+
+from data.bad_images import named, write_list
+from data.datasets import image_files
+from data.reading import MAX_PIXELS, BadImage, in_mode, read_image
+from utils.processes import kill_children
+from utils.tables import aligned
+
+
+def main(args):
+    if args.output and args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder: name a file, e.g. {args.output / 'bad_images.txt'}.")
+    if args.output and not args.output.absolute().parent.is_dir():
+        raise ValueError(f"--output {args.output}: {args.output.absolute().parent} does not exist. Make it, or choose another.")
+    paths = [os.path.abspath(path) for path in image_files(args.folder, "the folder's name")]
+    kinds, bad = check(paths, args.workers, args.max_pixels or MAX_PIXELS, args.timeout)
+    print(summary(kinds))
+    print(f"{len(paths)} images, {len(bad)} can't be read" + (f": {named(bad)}" if bad else ""))
+    if args.output:
+        write_list(args.output, bad)
+        print(f"{args.output}: {len(bad)} files, for DATA.SKIP_LIST")
+    if bad:
+        sys.exit(1)
+
+
+def check(paths, num_workers, max_pixels, timeout):
+    """Decode files in processes of their own.
+
+    Args:
+        paths: absolute.
+        timeout: seconds after which a process that has not answered is killed; its file is bad.
+    Returns: (Counter of (mode, width, height), {path: reason}).
+    """
+    kinds, bad, left = Counter(), {}, iter(paths)
+    busy = {}  # connection: (process, path, since)
+
+    def give_work(connection, process):
+        path = next(left, None)
+        connection.send(path)
+        if path is not None:
+            busy[connection] = process, path, time.monotonic()
+
+    def done(path, answer):
+        if isinstance(answer, OSError):
+            raise answer
+        if isinstance(answer, str):
+            bad[path] = answer
+        else:
+            kinds[answer] += 1
+        progress.update()
+
+    try:
+        with tqdm(total=len(paths), unit=" images", disable=None) as progress:
+            for _ in range(min(num_workers, len(paths))):
+                give_work(*_worker(max_pixels))
+            while busy:
+                oldest = min(since for _, _, since in busy.values())
+                for connection in wait(list(busy), timeout=max(oldest + timeout - time.monotonic(), 0)):
+                    process, path, _ = busy.pop(connection)
+                    try:
+                        done(path, connection.recv())
+                    except EOFError:
+                        process.join()
+                        done(path, f"the process that read it ended with code {process.exitcode}")
+                        connection, process = _worker(max_pixels)
+                    give_work(connection, process)
+                late = [one for one, (_, _, since) in busy.items() if since + timeout < time.monotonic() and not one.poll()]
+                for connection in late:
+                    process, path, _ = busy.pop(connection)
+                    process.kill()
+                    done(path, f"not read after {timeout:g} seconds")
+                    give_work(*_worker(max_pixels))
+    finally:
+        kill_children()
+    return kinds, bad
+
+
+def _worker(max_pixels):
+    """A new process that decodes what it is sent: (connection, process)."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_decode_all, args=(theirs, max_pixels), daemon=True)
+    process.start()
+    theirs.close()  # so that the end of the process is the end of the connection
+    return ours, process
+
+
+def _decode_all(connection, max_pixels):
+    """Answer each path that comes, until None does, or nobody is left to send one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends all
+    parent = os.getppid()
+    while os.getppid() == parent:
+        if connection.poll(5):
+            path = connection.recv()
+            if path is None:
+                return
+            connection.send(decode(path, max_pixels))
+
+
+def decode(path, max_pixels):
+    """(mode, width, height) of an image file; or as text why training can't read it; or the OSError that this machine is at
+    its end.
+    """
+    try:
+        picture = read_image(path, None, max_pixels=max_pixels)
+        in_mode(picture, "RGB")
+    except BadImage as error:
+        return error.reason
+    except OSError as error:
+        return error
+    return picture.mode, *picture.size
+
+
+def summary(kinds):
+    """Modes, the most frequent sizes, and the range of sides, as text."""
+    modes, sizes = Counter(), Counter()
+    for (mode, width, height), count in kinds.items():
+        modes[mode] += count
+        sizes[f"{width} x {height}"] += count
+    rows = [("mode", "images"), *((mode, str(count)) for mode, count in modes.most_common())]
+    rows += [("size", "images"), *((size, str(count)) for size, count in sizes.most_common(10))]
+    if len(sizes) > 10:
+        rows.append((f"{len(sizes) - 10} others", str(sum(count for _, count in sizes.most_common()[10:]))))
+    for name, sides in (("width", [width for _, width, _ in kinds]), ("height", [height for _, _, height in kinds])):
+        if sides:
+            rows.append((name, f"{min(sides)} to {max(sides)}"))
+    return "\n".join(aligned(rows))
+
+
+if __name__ == "__main__":
+    run(main, ARGUMENTS)
