@@ -75,9 +75,13 @@ class Workers:
         At other times nobody is watched: torch would raise wherever the main process happens to be, in the middle of a step.
         """
         mine = self.number and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGCHLD, lambda *_: self._check()) if mine else None
-        arrived = False
+        before, arrived = {}, False
         try:
+            if mine:
+                before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self._check())
+                before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: self._hung(batch))
+                # torch has a limit of its own, but none while it takes over the memory of a batch from a stopped worker
+                signal.setitimer(signal.ITIMER_REAL, 60 * self.minutes)
             self._check()
             yield
             arrived = True
@@ -85,14 +89,20 @@ class Workers:
             self._check()  # torch catches what is raised here, and says in other words that one has died
             if "DataLoader timed out" not in str(error):
                 raise
-            raise self._failure(batch % self.number, f"has given nothing for {self.minutes:g} minutes (DATA.TIMEOUT_MINUTES)",
-                                f"Does the disk answer? Raise the limit where it only is slow (0 = none). {GOES_ON}") from error
+            self._hung(batch)
         finally:
+            if mine:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             if not arrived:  # nobody goes on; they ignore what would end them, and one may be stuck
                 for process in self.processes:
                     process.kill()
-            if mine:
-                signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _hung(self, batch):
+        """Raises: OSError: the worker that a batch is due from gives nothing."""
+        raise self._failure(batch % self.number, f"has given nothing for {self.minutes:g} minutes (DATA.TIMEOUT_MINUTES)",
+                            f"Does the disk answer? Raise the limit where it only is slow (0 = none). {GOES_ON}")
 
     def _check(self):
         """Raises: OSError if a worker has died."""

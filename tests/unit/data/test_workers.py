@@ -70,6 +70,18 @@ def test_hung_worker_is_no_more_after_the_error(tmp_path):
     assert loader.workers.processes[0].exitcode == -signal.SIGKILL
 
 
+def test_wait_that_torch_does_not_limit_ends_as_well(tmp_path):
+    """As when a worker is stopped while the main process takes over the memory of its batch."""
+    loader = loader_of(tmp_path, fine, minutes=0.01)
+    before = signal.getsignal(signal.SIGALRM)
+    reader, writer = os.pipe()
+    with pytest.raises(OSError, match="loader worker 0 .* has given nothing for 0.01 minutes"), loader.workers.watched():
+        os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_worker_that_dies_between_batches_is_noticed_when_the_next_is_due(tmp_path):
     before = signal.getsignal(signal.SIGCHLD)
     loader = loader_of(tmp_path, fine, num_workers=2)
