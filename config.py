@@ -48,6 +48,7 @@ from utils.settings import (
     convert,
     joined,
     parse,
+    shown,
 )
 from utils.tables import aligned
 from utils.yaml_files import flatten, nested, parse_tree, read_tree, tree_text
@@ -63,10 +64,6 @@ MOVED = {  # former folders of configs/; the recipes of the last two have the ne
 
 
 # ---- rules about single values ------------------------------------------------------------------------------------
-
-def _at_least_a_pixel(size):
-    return "must be at least 1 pixel" if min([size] if isinstance(size, int) else size) < 1 else None
-
 
 def _share_of_area(scale):
     fits = 0 < scale[0] <= scale[1] <= 1
@@ -100,13 +97,13 @@ DATA = {
     "BATCH_SIZE": Setting(128, "per process and micro-batch", "images", low=1),
     "DATA_PATH": Setting("", "folder of the data; pre-training: any folder of images, labels not needed"),
     "DATASET": Setting("imagenet", "imagenet (train/, val/) | folder (any labelled tree) | demo (drawn on first use)"),
-    "IMG_SIZE": Setting(224, "one number, or [height, width]", "pixels", kind=SIZE, rule=_at_least_a_pixel),
+    "IMG_SIZE": Setting(224, "one number, or [height, width]", "pixels", kind=SIZE, low=1, high=2 ** 14),
     "INTERPOLATION": Setting("bicubic", "resizing in fine-tuning and evaluation", choices=INTERPOLATIONS, jobs=LABELLED),
     "PIN_MEMORY": Setting(True, "page-locked batches for faster copies to a GPU"),
-    "NUM_WORKERS": Setting(8, "loader processes per training process", low=0),
+    "NUM_WORKERS": Setting(8, "loader processes per training process", low=0, high=1024),
     "TIMEOUT_MINUTES": Setting(10.0, "+ loader processes that give nothing for so long end the run; 0 = never", "minutes",
                                low=0),
-    "MAX_PIXELS": Setting(89478485, "+ larger pictures count as unreadable, like broken files", "pixels", low=1),
+    "MAX_PIXELS": Setting(89478485, "+ larger pictures count as unreadable, like broken files", "pixels", low=1, high=10 ** 10),
     "MAX_BAD_FRACTION": Setting(0.01, "+ share of the training images that may be unreadable, at least one; 0 = none", low=0,
                                 high=1),
     "SKIP_LIST": Setting("", "+ list of unreadable training images, as tools/check_data.py writes: passed over unopened"),
@@ -125,7 +122,8 @@ DATA = {
     "VAL_PATH": Setting("", "+ validation images: held-out loss in pre-training, accuracy in fine-tuning"),
     "VAL_FRACTION": Setting(0.1, "+ `folder` without val/ and VAL_PATH: share of each class held out", low=0, high=0.9,
                             jobs=LABELLED),
-    "IMAGES_PER_CLASS": Setting(0, "+ train on this many images of each class (0 = all)", "images", low=0, jobs=LABELLED),
+    "IMAGES_PER_CLASS": Setting(0, "+ train on this many images of each class (0 = all)", "images", low=0, high=10 ** 9,
+                                jobs=LABELLED),
     "MEAN": Setting([], "+ per channel, of pixels in [0, 1]; [] = ImageNet's for RGB, 0.5 otherwise", kind=NUMBERS),
     "STD": Setting([], "+ as MEAN", kind=NUMBERS, rule=_positive),
     "DEMO_TRAIN_PER_CLASS": Setting(600, "+ size of the drawn data set", "images", low=1),
@@ -151,13 +149,14 @@ TRAIN = {
     "LR_SCALE_BATCH": Setting(512, "+ 256 in the recipes of MAE and its relatives", "images", low=1),
     "WARMUP_LR": Setting(5e-7, "learning rate at the start", low=0),
     "MIN_LR": Setting(5e-6, "learning rate at the end", low=0),
-    "CLIP_GRAD": Setting(5.0, "largest gradient norm; 0 or None = no clipping", low=0, optional=True),
+    "CLIP_GRAD": Setting(5.0, "largest gradient norm; 0 or None = no clipping", low=0, high=10 ** 9, optional=True),
     "AUTO_RESUME": Setting(True, "continue from the newest good checkpoint of the run folder"),
     "ACCUMULATION_STEPS": Setting(0, "micro-batches per optimizer step (0 and 1: no accumulation)", low=0),
     "PARALLEL": Setting("ddp", "+ several processes: ddp (each holds the model) | fsdp (each holds a part of it)",
                         choices=("ddp", "fsdp")),
     "USE_CHECKPOINT": Setting(False, "recompute activations in the backward pass to save memory"),
-    "NONFINITE_LIMIT": Setting(20, "+ stop after this many steps in a row with a NaN or infinite gradient", "steps", low=1),
+    "NONFINITE_LIMIT": Setting(20, "+ stop after this many steps in a row with a NaN or infinite gradient", "steps", low=1,
+                               high=10 ** 9),
     "LR_SCHEDULER.NAME": Setting("cosine", "course of the learning rate", choices=("cosine", "linear", "step", "multistep")),
     "LR_SCHEDULER.DECAY_EPOCHS": Setting(30, "step: epochs between decays, counted from epoch 0", "epochs", low=1),
     "LR_SCHEDULER.DECAY_RATE": Setting(0.1, "step: factor"),
@@ -213,17 +212,18 @@ RUN = {
                            choices=("native", "apex")),
     "OUTPUT": Setting("", 'first level of the run folder; "" = output'),
     "TAG": Setting("default", "third level of the run folder"),
-    "SAVE_FREQ": Setting(1, "between checkpoints", "epochs", low=1),
-    "SAVE_STEPS": Setting(0, "+ between checkpoints within an epoch (0 = none)", "optimizer steps", low=0),
+    "SAVE_FREQ": Setting(1, "between checkpoints", "epochs", low=1, high=10 ** 9),
+    "SAVE_STEPS": Setting(0, "+ between checkpoints within an epoch (0 = none)", "optimizer steps", low=0,
+                          high=10 ** 9),
     "SAVE_MINUTES": Setting(0.0, "+ likewise, by the clock (0 = none)", "minutes", low=0),
     "SAVE_KEEP": Setting(0, "+ epochs whose checkpoints are kept, the last ones, beside the best (0 = all)", "epochs", low=0),
     "SAVE_KEEP_EVERY": Setting(0, "+ with SAVE_KEEP: epochs that this number divides are kept for good (0 = none)", "epochs",
                                low=0),
     "SAVE_ASYNC": Setting(False, "+ write checkpoints behind the training, from a copy in the memory of the host"),
-    "PRINT_FREQ": Setting(10, "between log lines", "iterations", low=1),
-    "VIS_FREQ": Setting(1, "+ between reconstruction grids (0 = none)", "epochs", low=0, jobs=PRETRAIN),
-    "VIS_IMAGES": Setting(8, "+ in the grid", "images", low=1, jobs=PRETRAIN),
-    "SEED": Setting(0, "of weights, order, augmentation and masks", low=0),
+    "PRINT_FREQ": Setting(10, "between log lines", "iterations", low=1, high=10 ** 9),
+    "VIS_FREQ": Setting(1, "+ between reconstruction grids (0 = none)", "epochs", low=0, high=10 ** 9, jobs=PRETRAIN),
+    "VIS_IMAGES": Setting(8, "+ in the grid", "images", low=1, high=1024, jobs=PRETRAIN),
+    "SEED": Setting(0, "of weights, order, augmentation and masks", low=0, high=2 ** 63 - 1),
     "EVAL_MODE": Setting(False, "evaluate and stop; never trains"),
     "THROUGHPUT_MODE": Setting(False, "measure inference images/s and stop"),
     "LOCAL_RANK": Setting(0, "device index on this machine, where no launcher sets the environment", low=0),
@@ -325,7 +325,7 @@ def _merge_file(config, path, given, chain):
         raise FileNotFoundError(f"config file {path} does not exist{named}; the recipes are under configs/.")
     tree = read_tree(path)
     bases = tree.pop("BASE", None) or []
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in convert("BASE", settings()["BASE"], [bases] if isinstance(bases, str) else bases, path):
         if base:
             _merge_file(config, path.parent / base, given, (*chain, path))
     for key, value in flatten(tree).items():
@@ -343,7 +343,7 @@ def _set(config, key, value, given, source):
                              f"{', '.join(name.removeprefix(f'{key}.') for name in below)}.")
         near = closest(key, settings())
         hint = f"; the closest valid key is {near}" if near else "; `python config.py` lists the valid keys"
-        raise ValueError(f"{source}: unknown key {key!r}{hint}.")
+        raise ValueError(f"{source}: unknown key {shown(key)}{hint}.")
     *sections, name = key.split(".")
     reduce(getitem, sections, config)[name] = convert(key, settings()[key], value, source)
     given.add(key)

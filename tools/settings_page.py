@@ -10,7 +10,8 @@ INTRODUCTION = """# Settings
 Every key of a recipe and of `--opts KEY VALUE`, {number} of them. The same table in a terminal: `python config.py`, or
 `python config.py mask` for the keys with that word. `+` marks keys that microsoft/SimMIM does not have; defaults of the
 others are its own. An unknown key, a value of another kind or out of range, and settings that can't work together are refused
-when a config is loaded, with what to type instead.
+when a config is loaded, with what to type instead. A number whose range has no end here may be up to a million, and a list
+has up to a thousand of them.
 
 **Read by** says which programs use a key: pretrain (`main_simmim.py`), finetune (`main_finetune.py`), probe
 (`main_linprobe.py`). The `config.yaml` of a run has the keys that its program reads, and whatever else was set.

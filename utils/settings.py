@@ -6,6 +6,7 @@ checking, suggestions, the table of `python config.py`, docs/settings.md and the
 import ast
 import difflib
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,10 @@ PAIR, SIZE = "two numbers, [first, second]", "a whole number or [height, width]"
 _OF_TYPE = {bool: FLAG, int: WHOLE, float: NUMBER, str: TEXT}
 _ITEMS = {WHOLES: WHOLE, NUMBERS: NUMBER, TEXTS: TEXT}
 
+LARGEST = 10 ** 6  # number, either side of 0, of a setting that names no limit of its own
+LONGEST = 1000  # list
+LONGEST_WORD = 10 ** 4  # that may be a number or a list, in characters
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -31,7 +36,7 @@ class Setting:
         default: its value where nobody sets it.
         meaning: in a few words, `+` first where microsoft/SimMIM has no such key.
         unit: of the value, e.g. pixels; "" = none.
-        low, high: the range it must lie in, None = open; NaN is refused.
+        low, high: the range that it, or each item of a list, must lie in; None = to LARGEST.
         choices: valid values, () = any.
         kind: FLAG, WHOLE, ...; None = that of the default.
         optional: whether it can be None.
@@ -73,7 +78,7 @@ class Setting:
         words = {FLAG: "True | False", WHOLE: "whole number", NUMBER: "number"}
         text = words.get(self.kind, self.kind.removeprefix("a list of ").removeprefix("a "))
         if self.low is not None:
-            text += f" {self.low:g} to {self.high:g}" if self.high is not None else f" >= {self.low:g}"
+            text += f" {self.low:g} to {self.high}" if self.high is not None else f" >= {self.low:g}"
         return text + (" | None" if self.optional else "")
 
 
@@ -116,11 +121,30 @@ def convert(key, setting, value, source):
     try:
         return _converted(setting.kind, value)
     except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{source}: {key}={value!r} is {type(value).__name__}, expected {setting.expected}.") from None
+        raise ValueError(f"{source}: {key}={shown(value)} is {_what(value)}, expected {setting.expected}.") from None
+
+
+def shown(value):
+    """A value as a message shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _what(value):
+    """What is wrong with a value of the wrong kind, in a word."""
+    numbers = [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, (int, float))]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        return "not finite"
+    return "too large" if any(abs(number) > sys.float_info.max for number in numbers) else type(value).__name__
 
 
 def parse(text):
     """A typed word as a Python value: numbers, lists, True/true, None/null; anything else stays text."""
+    if len(text) > LONGEST_WORD:
+        return text
     words = {"true": True, "false": False, "null": None, "none": None}
     if text.strip().lower() in words:
         return words[text.strip().lower()]
@@ -156,6 +180,8 @@ def _scalar(kind, value):
     if not isinstance(value, (int, float)):
         raise ValueError
     if kind == NUMBER:
+        if not math.isfinite(value):
+            raise ValueError
         return float(value)
     if int(value) != value:
         raise ValueError
@@ -167,22 +193,31 @@ def check(key, setting, value):
     if value is None:
         return
     if setting.choices and value not in setting.choices:
-        near = difflib.get_close_matches(str(value), setting.choices, n=1)
+        near = difflib.get_close_matches(str(value)[:100], setting.choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{key}={value!r} is unknown; valid: {', '.join(c or repr('') for c in setting.choices)}.{hint}")
-    if setting.low is not None:
-        high = math.inf if setting.high is None else setting.high
-        if not setting.low <= value <= high:
-            allowed = f"between {setting.low} and {setting.high}" if setting.high is not None else f"at least {setting.low}"
-            raise ValueError(f"{key}={value} is out of range: it must be {allowed}.")
+        raise ValueError(f"{key}={shown(value)} is unknown; valid: {', '.join(c or repr('') for c in setting.choices)}.{hint}")
+    _check_range(key, setting, value)
     problem = setting.rule(value) if setting.rule else None
     if problem:
-        raise ValueError(f"{key}={value!r} {problem}.")
+        raise ValueError(f"{key}={shown(value)} {problem}.")
+
+
+def _check_range(key, setting, value):
+    items = value if isinstance(value, list) else [value]
+    if len(items) > LONGEST:
+        raise ValueError(f"{key} has {len(items)} values: at most {LONGEST} are possible.")
+    low, high = -LARGEST if setting.low is None else setting.low, LARGEST if setting.high is None else setting.high
+    outside = [item for item in items if isinstance(item, (int, float)) and not low <= item <= high]
+    if outside:
+        allowed = (f"between {low} and {high}" if setting.high is not None and setting.low is not None
+                   else f"at most {high}" if outside[0] > high else f"at least {low}")
+        subject = "each value" if isinstance(value, list) else "it"
+        raise ValueError(f"{key}={shown(value)} is out of range: {subject} must be {allowed}.")
 
 
 def closest(key, valid):
     """The nearest valid key by spelling, or by its last part where the section is wrong; None if nothing is near."""
-    valid = list(valid)
+    valid, key = list(valid), key[:100]
     found = difflib.get_close_matches(key.upper(), valid, n=1, cutoff=0.6)
     if not found:
         by_name = {name.rpartition(".")[2]: name for name in reversed(valid)}

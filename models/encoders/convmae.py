@@ -239,10 +239,11 @@ def check_convmae(config, size):
 
 CONVMAE = Component(build_convmae, check=check_convmae, settings={  # + three stages of twice the stride each
     "PATCH_SIZE": Setting(16, "+ side of a cell of the last stage, a multiple of 4", "pixels", low=4),
-    "IN_CHANS": Setting(3, "+ channels of the images", low=1),
-    "EMBED_DIM": Setting([256, 384, 768], "+ width of each stage"),
-    "DEPTHS": Setting([2, 2, 11], "+ blocks of each stage; convolutions in the first two stages, attention in the third"),
+    "IN_CHANS": Setting(3, "+ channels of the images", low=1, high=1024),
+    "EMBED_DIM": Setting([256, 384, 768], "+ width of each stage", high=2 ** 16),
+    "DEPTHS": Setting([2, 2, 11], "+ blocks of each stage; convolutions in the first two stages, attention in the third",
+                      high=1000),
     "NUM_HEADS": Setting(12, "+ of the third stage", low=1),
-    "MLP_RATIO": Setting([4.0, 4.0, 4.0], "+ width of the MLP of each stage relative to the block's"),
+    "MLP_RATIO": Setting([4.0, 4.0, 4.0], "+ width of the MLP of each stage relative to the block's", high=1000),
     "QKV_BIAS": Setting(True, "+ of query, key and value"),
 })

@@ -117,10 +117,10 @@ def check_mixmim_encoder(config, size):
 
 MIXMIM_ENCODER = Component(build_mixmim_encoder, check=check_mixmim_encoder, settings={
     "PATCH_SIZE": Setting(4, "+ side of a token", "pixels", low=1),
-    "IN_CHANS": Setting(3, "+ channels of the images", low=1),
-    "EMBED_DIM": Setting(128, "+ width of the first stage; doubles at each stage", low=1),
-    "DEPTHS": Setting([2, 2, 18, 2], "+ blocks per stage"),
+    "IN_CHANS": Setting(3, "+ channels of the images", low=1, high=1024),
+    "EMBED_DIM": Setting(128, "+ width of the first stage; doubles at each stage", low=1, high=2 ** 16),
+    "DEPTHS": Setting([2, 2, 18, 2], "+ blocks per stage", high=1000),
     "NUM_HEADS": Setting([4, 8, 16, 32], "+ per stage"),
     "WINDOW_SIZES": Setting([14, 14, 14, 7], "+ per stage; a window shrinks to the map where the map is smaller", "tokens"),
-    "MLP_RATIO": Setting(4.0, "+ width of the MLP relative to the block's", low=1e-3),
+    "MLP_RATIO": Setting(4.0, "+ width of the MLP relative to the block's", low=1e-3, high=1000),
 })

@@ -415,12 +415,12 @@ def check_swin(config, size):
 
 SWIN = Component(build_swin, check=check_swin, settings={
     "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1),
-    "IN_CHANS": Setting(3, "channels of the images", low=1),
-    "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1),
-    "DEPTHS": Setting([2, 2, 6, 2], "blocks per stage"),
+    "IN_CHANS": Setting(3, "channels of the images", low=1, high=1024),
+    "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1, high=2 ** 16),
+    "DEPTHS": Setting([2, 2, 6, 2], "blocks per stage", high=1000),
     "NUM_HEADS": Setting([3, 6, 12, 24], "per stage"),
     "WINDOW_SIZE": Setting(7, "shrinks to the map where the map is smaller", "tokens", low=1),
-    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3),
+    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3, high=1000),
     "QKV_BIAS": Setting(True, "of query, key and value"),
     "QK_SCALE": Setting(None, "of the scores; None = 1 / sqrt(head width)", kind=NUMBER, optional=True),
     "APE": Setting(False, "learned absolute position embedding"),

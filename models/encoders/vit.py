@@ -344,11 +344,11 @@ def check_vit(config, size):
 
 VIT = Component(build_vit, check=check_vit, settings={
     "PATCH_SIZE": Setting(16, "side of a token", "pixels", low=1),
-    "IN_CHANS": Setting(3, "channels of the images", low=1),
-    "EMBED_DIM": Setting(768, "width", low=1),
-    "DEPTH": Setting(12, "blocks", low=1),
+    "IN_CHANS": Setting(3, "channels of the images", low=1, high=1024),
+    "EMBED_DIM": Setting(768, "width", low=1, high=2 ** 16),
+    "DEPTH": Setting(12, "blocks", low=1, high=1000),
     "NUM_HEADS": Setting(12, "of every block", low=1),
-    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3),
+    "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3, high=1000),
     "QKV_BIAS": Setting(True, "for query and value; the key has no bias"),
     "INIT_VALUES": Setting(0.1, "start of the layer scale; None = no layer scale", optional=True),
     "K_BIAS": Setting(False, "+ a bias for the key as well, all three in one parameter (MAE)"),

@@ -103,7 +103,7 @@ def check_decoder(section, decoder):
 
 
 DECODER_SETTINGS = {
-    "DECODER_EMBED_DIM": Setting(512, "+ width of the decoder", low=1),
-    "DECODER_DEPTH": Setting(8, "+ blocks of the decoder", low=1),
+    "DECODER_EMBED_DIM": Setting(512, "+ width of the decoder", low=1, high=2 ** 16),
+    "DECODER_DEPTH": Setting(8, "+ blocks of the decoder", low=1, high=1000),
     "DECODER_NUM_HEADS": Setting(16, "+ of every block of the decoder", low=1),
 }
