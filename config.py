@@ -14,7 +14,7 @@ import sys
 from fnmatch import fnmatchcase
 from functools import cache, reduce
 from operator import getitem
-from pathlib import Path
+from pathlib import Path, PurePath
 
 if __name__ == "__main__" and (set(sys.argv[1:]) & {"-h", "--help"} or len(sys.argv) > 2):
     sys.exit(__doc__)  # before the imports that take a second
@@ -37,6 +37,7 @@ from utils.settings import (
     LABELLED,
     NUMBERS,
     PAIR,
+    PATH,
     PRETRAIN,
     PROBE,
     SIZE,
@@ -64,6 +65,14 @@ MOVED = {  # former folders of configs/; the recipes of the last two have the ne
 
 
 # ---- rules about single values ------------------------------------------------------------------------------------
+
+def _below_the_output(name):
+    """Of the levels of the run folder: no run writes outside of --output."""
+    parts = PurePath(name).parts
+    if not parts or ".." in parts or PurePath(name).is_absolute() or parts[0].startswith("~"):
+        return "must name a folder below OUTPUT, like vit/first, not one outside of it: choose where with --output"
+    return None
+
 
 def _share_of_area(scale):
     fits = 0 < scale[0] <= scale[1] <= 1
@@ -95,7 +104,8 @@ def _neighbours(numbers):
 
 DATA = {
     "BATCH_SIZE": Setting(128, "per process and micro-batch", "images", low=1),
-    "DATA_PATH": Setting("", "folder of the data; pre-training: any folder of images, labels not needed"),
+    "DATA_PATH": Setting("", "folder of the data; pre-training: any folder of images, labels not needed",
+                         kind=PATH),
     "DATASET": Setting("imagenet", "imagenet (train/, val/) | folder (any labelled tree) | demo (drawn on first use)"),
     "IMG_SIZE": Setting(224, "one number, or [height, width]", "pixels", kind=SIZE, low=1, high=2 ** 14),
     "INTERPOLATION": Setting("bicubic", "resizing in fine-tuning and evaluation", choices=INTERPOLATIONS, jobs=LABELLED),
@@ -106,7 +116,8 @@ DATA = {
     "MAX_PIXELS": Setting(89478485, "+ larger pictures count as unreadable, like broken files", "pixels", low=1, high=10 ** 10),
     "MAX_BAD_FRACTION": Setting(0.01, "+ share of the training images that may be unreadable, at least one; 0 = none", low=0,
                                 high=1),
-    "SKIP_LIST": Setting("", "+ list of unreadable training images, as tools/check_data.py writes: passed over unopened"),
+    "SKIP_LIST": Setting("", "+ list of unreadable training images, as tools/check_data.py writes: passed over unopened",
+                         kind=PATH),
     "MASK_TYPE": Setting("random", "+ random (SimMIM, MAE) | blockwise (LSMAE: units may be cut)", jobs=PRETRAIN),
     "MASK_PATCH_SIZE": Setting(32, "side of the square unit that is hidden or visible as a whole", "pixels", low=1,
                                jobs=PRETRAIN),
@@ -119,7 +130,7 @@ DATA = {
     "CROP_SCALE": Setting([0.67, 1.0], "+ area of the random crop in pre-training, as a share of the image", kind=PAIR,
                           rule=_share_of_area, jobs=PRETRAIN),
     "CROP_INTERPOLATION": Setting("bilinear", "+ resizing in pre-training", choices=INTERPOLATIONS, jobs=PRETRAIN),
-    "VAL_PATH": Setting("", "+ validation images: held-out loss in pre-training, accuracy in fine-tuning"),
+    "VAL_PATH": Setting("", "+ validation images: held-out loss in pre-training, accuracy in fine-tuning", kind=PATH),
     "VAL_FRACTION": Setting(0.1, "+ `folder` without val/ and VAL_PATH: share of each class held out", low=0, high=0.9,
                             jobs=LABELLED),
     "IMAGES_PER_CLASS": Setting(0, "+ train on this many images of each class (0 = all)", "images", low=0, high=10 ** 9,
@@ -132,8 +143,9 @@ DATA = {
 MODEL = {
     "METHOD": Setting("simmim", "+ pre-training method, see models/methods", choices=tuple(sorted(METHODS)), jobs=PRETRAIN),
     "TYPE": Setting("swin", "encoder, see models/encoders", choices=tuple(sorted(ENCODERS))),
-    "NAME": Setting("swin_tiny_patch4_window7_224", "second level of the run folder OUTPUT/NAME/TAG"),
-    "RESUME": Setting("", "checkpoint to continue from, or to evaluate; path or https address"),
+    "NAME": Setting("swin_tiny_patch4_window7_224", "second level of the run folder OUTPUT/NAME/TAG",
+                    rule=_below_the_output),
+    "RESUME": Setting("", "checkpoint to continue from, or to evaluate; path or https address", kind=PATH),
     "NUM_CLASSES": Setting(1000, "taken from the data unless set", low=1, jobs=LABELLED),
     "DROP_RATE": Setting(0.0, "dropout", low=0, high=0.99, jobs=PRETRAIN + FINETUNE),
     "DROP_PATH_RATE": Setting(0.1, "stochastic depth of the last block, rising linearly from 0", low=0, high=0.99,
@@ -194,7 +206,7 @@ LINEAR_PROBE = {
     "FEATURE": Setting("mean", "mean of the patch tokens, or the class token", choices=("mean", "cls")),
     "BATCH_NORM": Setting(True, "normalise features, without learned scale, before the linear layer"),
     "AUGMENT": Setting(False, "train on random crops and flips: the encoder runs in every epoch"),
-    "CACHE": Setting("", 'folder of extracted features; "" = features/ in the run folder'),
+    "CACHE": Setting("", 'folder of extracted features; "" = features/ in the run folder', kind=PATH),
     "RANDOM_ENCODER": Setting(False, "probe an encoder that was never trained, to compare with"),
     "KNN": Setting(False, "classify by the nearest neighbours instead of training a head"),
     "KNN_K": Setting([10, 20, 100], "numbers of neighbours", rule=_neighbours),
@@ -210,11 +222,10 @@ RUN = {
                              choices=("", "O0", "O1", "O2")),
     "AMP_BACKEND": Setting("native", "+ native (torch.amp) | apex (an apex that still has apex.amp)",
                            choices=("native", "apex")),
-    "OUTPUT": Setting("", 'first level of the run folder; "" = output'),
-    "TAG": Setting("default", "third level of the run folder"),
+    "OUTPUT": Setting("", 'first level of the run folder; "" = output', kind=PATH),
+    "TAG": Setting("default", "third level of the run folder", rule=_below_the_output),
     "SAVE_FREQ": Setting(1, "between checkpoints", "epochs", low=1, high=10 ** 9),
-    "SAVE_STEPS": Setting(0, "+ between checkpoints within an epoch (0 = none)", "optimizer steps", low=0,
-                          high=10 ** 9),
+    "SAVE_STEPS": Setting(0, "+ between checkpoints within an epoch (0 = none)", "optimizer steps", low=0, high=10 ** 9),
     "SAVE_MINUTES": Setting(0.0, "+ likewise, by the clock (0 = none)", "minutes", low=0),
     "SAVE_KEEP": Setting(0, "+ epochs whose checkpoints are kept, the last ones, beside the best (0 = all)", "epochs", low=0),
     "SAVE_KEEP_EVERY": Setting(0, "+ with SAVE_KEEP: epochs that this number divides are kept for good (0 = none)", "epochs",
@@ -229,7 +240,7 @@ RUN = {
     "LOCAL_RANK": Setting(0, "device index on this machine, where no launcher sets the environment", low=0),
     "DIST_TIMEOUT_MINUTES": Setting(30.0, "+ a process that is silent, or waited for, longer ends the job with an error",
                                     "minutes", low=0.05),
-    "PRETRAINED": Setting("", "checkpoint that initialises the model; path or https address"),
+    "PRETRAINED": Setting("", "checkpoint that initialises the model; path or https address", kind=PATH),
 }
 TITLES = {"DATA": "Images, masks and batches", "MODEL": "The model", "TRAIN": "Training",
           "AUG": "Augmentation of labelled images", "PROBE": "Linear probe and nearest neighbours",
@@ -304,7 +315,7 @@ def find_recipe(path):
 
     Returns: absolute Path, of a file that may not exist.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     places = [path, ROOT / path]
     if path.parent.name in MOVED:
         old, new = path.parent.name, MOVED[path.parent.name]

@@ -6,6 +6,7 @@ checking, suggestions, the table of `python config.py`, docs/settings.md and the
 import ast
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ LABELLED = FINETUNE + PROBE
 
 # kinds of values, in the words of the messages
 FLAG, WHOLE, NUMBER, TEXT = "True or False", "a whole number", "a number", "text"
+PATH = "text, a path"  # a leading ~ stands for the home folder
 WHOLES, NUMBERS, TEXTS = "a list of whole numbers", "a list of numbers", "a list of texts"
 PAIR, SIZE = "two numbers, [first, second]", "a whole number or [height, width]"
 _OF_TYPE = {bool: FLAG, int: WHOLE, float: NUMBER, str: TEXT}
@@ -75,7 +77,7 @@ class Setting:
         """Valid values in a few words, for tables."""
         if self.choices:
             return " | ".join(str(choice) or '""' for choice in self.choices)
-        words = {FLAG: "True | False", WHOLE: "whole number", NUMBER: "number"}
+        words = {FLAG: "True | False", WHOLE: "whole number", NUMBER: "number", PATH: "path"}
         text = words.get(self.kind, self.kind.removeprefix("a list of ").removeprefix("a "))
         if self.low is not None:
             text += f" {self.low:g} to {self.high}" if self.high is not None else f" >= {self.low:g}"
@@ -112,7 +114,7 @@ def convert(key, setting, value, source):
         source: where it comes from, for the message.
     Raises: ValueError that says what was expected.
     """
-    if isinstance(value, str) and setting.kind != TEXT:
+    if isinstance(value, str) and setting.kind not in (TEXT, PATH):
         value = parse(value)
     if value is None or (isinstance(value, str) and value.lower() == "none" and setting.optional):
         if setting.optional:
@@ -167,10 +169,10 @@ def _converted(kind, value):
 
 def _scalar(kind, value):
     """Whole floats become ints, ints become floats, `2e-4` (text in YAML) a float."""
-    if kind == TEXT:
+    if kind in (TEXT, PATH):
         if isinstance(value, (list, tuple, dict)):
             raise ValueError
-        return str(value)
+        return os.path.expanduser(str(value)) if kind == PATH else str(value)
     if isinstance(value, str):
         value = parse(value)
     if (kind == FLAG) != isinstance(value, bool):
@@ -197,6 +199,8 @@ def check(key, setting, value):
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{key}={shown(value)} is unknown; valid: {', '.join(c or repr('') for c in setting.choices)}.{hint}")
     _check_range(key, setting, value)
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{key}={shown(value)} holds a byte of 0: leave it out.")
     problem = setting.rule(value) if setting.rule else None
     if problem:
         raise ValueError(f"{key}={shown(value)} {problem}.")

@@ -185,6 +185,14 @@ def test_pretraining_error_lists_the_valid_names_when_a_name_is_unknown(key, val
     assert_names(refused(PRETRAIN_MAIN, settings={key: value}), f"{key}='{value}'", "valid:", valid)
 
 
+@pytest.mark.parametrize("key, value, words", [
+    ("TAG", "a/../../../x", "below OUTPUT"), ("TAG", "/tmp/x", "below OUTPUT"), ("MODEL.NAME", "../../x", "below OUTPUT"),
+    ("DATA.IMG_SIZE", 10 ** 9, "between 1 and 16384"), ("TRAIN.BASE_LR", "1e400", "not finite"),
+    ("DATA.NUM_WORKERS", 10 ** 6, "between 0 and 1024"), ("TRAIN.EPOCHS", "9" * 5000, "a whole number")])
+def test_error_says_what_is_possible_when_a_value_is_absurd(key, value, words, refused):
+    assert_names(refused(PRETRAIN_MAIN, settings={key: value}), f"{key}=", words)
+
+
 def test_error_suggests_a_mask_patch_that_divides_the_image(refused):
     line = refused(PRETRAIN_MAIN, settings={"DATA.MASK_PATCH_SIZE": 12})
     assert_names(line, "DATA.MASK_PATCH_SIZE=12", "DATA.IMG_SIZE=32", "Use DATA.MASK_PATCH_SIZE")

@@ -1,0 +1,47 @@
+"""Folders that a config names: none outside of the output folder, and ~ for the home folder."""
+import re
+from pathlib import Path
+
+import pytest
+
+from config import flatten, load_config, run_folder, with_values
+from utils.cli import parse_arguments
+
+PATHS = ("DATA.DATA_PATH", "DATA.VAL_PATH", "MODEL.RESUME", "PRETRAINED", "PROBE.CACHE", "OUTPUT")
+
+
+@pytest.mark.parametrize("name", ["a/../../../x", "..", "/tmp/x", "", ".", "./", "//x", "~", "~/x", "a/.."])
+@pytest.mark.parametrize("key", ["TAG", "MODEL.NAME"])
+def test_run_folder_outside_of_the_output_is_refused(key, name):
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)}='.*' must name a folder below OUTPUT.*--output"):
+        load_config(opts=[key, name])
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "a/", "..a", "a..b", ".hidden", "2024-01-31", "ünï 日本", "a\nb", "a~"])
+@pytest.mark.parametrize("key", ["TAG", "MODEL.NAME"])
+def test_other_names_are_taken_as_they_are(key, name):
+    assert flatten(load_config(opts=[key, name]))[key] == name
+
+
+@pytest.mark.parametrize("key", [*PATHS, "TAG", "MODEL.NAME", "AUG.AUTO_AUGMENT"])
+def test_byte_of_zero_is_refused(key):
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)}='a\\x00b' holds a byte of 0"):
+        load_config(opts=[key, "a\0b"])
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_tilde_is_the_home_folder(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert flatten(load_config(opts=[key, "~/x"]))[key] == "/home/someone/x"
+    assert flatten(load_config(opts=[key, "a/~/x"]))[key] == "a/~/x"
+    assert flatten(load_config(opts=[key, "https://host/~someone/x.pth"]))[key] == "https://host/~someone/x.pth"
+
+
+def test_tilde_of_a_flag_and_of_a_file_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("DATA: {DATA_PATH: ~/images}\nTAG: t\nMODEL: {NAME: n}\n")
+    path, opts = parse_arguments("", ["--cfg=~/recipe.yaml", "--output=~/runs"])
+    config = load_config(path, opts)
+    assert Path(config.DATA.DATA_PATH) == tmp_path / "images"
+    assert Path(run_folder(config)) == tmp_path / "runs" / "n" / "t"
+    assert with_values(config, OUTPUT="~/other").OUTPUT == str(tmp_path / "other")
