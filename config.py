@@ -52,7 +52,7 @@ from utils.settings import (
     shown,
 )
 from utils.tables import aligned
-from utils.yaml_files import flatten, nested, parse_tree, read_tree, tree_text
+from utils.yaml_files import flatten, nested, parse_tree, read_tree, text_of, tree_text, write_text
 
 log = logging.getLogger("simmim.config")
 
@@ -443,17 +443,27 @@ def dump(config, job):
 
 
 def save_config(config, folder, job):
-    """Write the config as <folder>/config.yaml; one of an earlier start that differs is kept as config_<n>.yaml."""
-    path = os.path.join(folder, "config.yaml")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            if not differences(config, file.read()):
-                return
-        number = next(n for n in range(1, 10 ** 6) if not os.path.exists(os.path.join(folder, f"config_{n}.yaml")))
-        os.rename(path, os.path.join(folder, f"config_{number}.yaml"))
+    """Write the config as <folder>/config.yaml; one that is there and differs, or is broken, is kept as config_<n>.yaml."""
+    path = Path(folder) / "config.yaml"
+    if path.exists():
+        problem = _problem_of(path)
+        if not problem and not differences(config, text_of(path)):
+            return
+        kept = next(name for n in range(1, 10 ** 6) if not (name := path.with_name(f"config_{n}.yaml")).exists())
+        os.rename(path, kept)
+        if problem:
+            log.warning("%s; it is kept as %s, and written anew", problem, kept.name)
     os.makedirs(folder, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(dump(config, job))
+    write_text(path, dump(config, job))
+
+
+def _problem_of(path):
+    """Why a config.yaml is not what a run has written, or None. A run needs none to go on, so this does not stop it."""
+    try:
+        unknown = [key for key in flatten(read_tree(path)) if key not in settings()]
+    except ValueError as error:
+        return str(error).rstrip(".")
+    return f"{path} has a key that is not known, {shown(unknown[0])}" if unknown else None
 
 
 def differences(config, text):

@@ -1,4 +1,5 @@
 """Reading and writing trees of settings as YAML."""
+import os
 from collections import Counter
 
 import yaml
@@ -38,15 +39,35 @@ def read_tree(path):
 
     Raises: ValueError that names the file, on what is no YAML or no tree, or has no end; OSError.
     """
+    return parse_tree(text_of(path), path)
+
+
+def text_of(path):
+    """The text of a file of settings. Raises: ValueError that names it, if it can't be one; OSError."""
+    if not os.path.isfile(path):  # reading a pipe would never end
+        raise ValueError(f"{path} is no file.")
     with open(path, "rb") as file:
         content = file.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise ValueError(f"{path} has more than {LARGEST_FILE // 1024} kB: it is no file of settings.")
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error}): save it in that encoding.") from error
-    return parse_tree(text, path)
+
+
+def write_text(path, text):
+    """Write a file so that a crash leaves either the old one or the new one. Raises: OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def parse_tree(text, name="the stored config"):

@@ -1,4 +1,6 @@
 """config.yaml of a run: what its job reads, and nothing that was set is lost."""
+import os
+
 import pytest
 import yaml
 
@@ -107,3 +109,62 @@ def test_no_pattern_finds_all_keys():
 def test_pattern_without_a_key_names_the_closest():
     with pytest.raises(ValueError, match="no setting has 'mask_ratoi' in its name; the closest is DATA.MASK_RATIO"):
         matching("mask_ratoi")
+
+
+# ---- a file that is broken ----------------------------------------------------------------------------------------
+
+def broken_config(path, kind):
+    content = path.read_bytes()
+    if kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "dangling link":
+        path.unlink()
+        path.symlink_to(path.with_name("nowhere"))
+    else:
+        path.write_bytes({"binary": bytes(range(256)), "cut": content[:len(content) // 2] + b"\n  X: [", "empty": b"",
+                          "list": b"- 1\n", "number as key": b"1: 2\n", "unknown key": content.replace(b"SEED:", b"SEEE:"),
+                          "flipped": content.replace(b"TRAIN:", b"TRAIN\x7a"), "huge": b"# " + b"x" * 10 ** 6}[kind])
+
+
+@pytest.mark.parametrize("kind", ["binary", "cut", "list", "number as key", "unknown key", "flipped", "huge", "folder", "pipe"])
+def test_broken_file_is_kept_with_a_warning_and_written_anew(kind, tmp_path, caplog):
+    config = load_config()
+    save_config(config, tmp_path, "pretrain")
+    whole = (tmp_path / "config.yaml").read_bytes()
+    broken_config(tmp_path / "config.yaml", kind)
+    with caplog.at_level("WARNING", "simmim.config"):
+        save_config(config, tmp_path, "pretrain")
+    assert (tmp_path / "config.yaml").read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "config_1.yaml"]
+    [record] = caplog.records
+    assert "it is kept as config_1.yaml" in record.getMessage() and "\n" not in record.getMessage()
+    save_config(config, tmp_path, "pretrain")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_link_to_nowhere_is_replaced(tmp_path):
+    save_config(load_config(), tmp_path, "pretrain")
+    broken_config(tmp_path / "config.yaml", "dangling link")
+    save_config(load_config(), tmp_path, "pretrain")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"] and (tmp_path / "config.yaml").is_file()
+
+
+def test_failing_write_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    save_config(load_config(opts=["SEED", 1]), tmp_path, "pretrain")
+
+    def fails(number):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="No space left"):
+        save_config(load_config(opts=["SEED", 2]), tmp_path, "pretrain")
+    assert {path.name: load_config(path).SEED for path in tmp_path.iterdir()} == {"config_1.yaml": 1}
+
+
+def test_config_of_a_checkpoint_that_is_no_text_is_refused_in_words():
+    for text in (None, 3, "x" * 10 ** 6, "a: [", "- 1"):
+        with pytest.raises(ValueError, match="the stored config"):
+            differences(load_config(), text)
