@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from utils.extent import check_extent
+
 log = logging.getLogger("simmim.checkpoint")
 
 WEIGHT_KEYS = ("model", "state_dict")  # where the weights of a checkpoint stand
@@ -29,6 +31,9 @@ ENTRIES = "checkpoint"  # entry of a safetensors file's metadata: what is not a 
 DIGEST = "sha256"  # another one: checksum of all the rest, see `_digest`
 FOLDER_BIT = 0x10  # in the attributes of an archive's part
 ARCHIVE_START = b"PK\x03\x04"  # by these bytes torch tells its archives from its old format
+MOST_ITEMS = 10 ** 7  # numbers, texts, tensors and containers of a checkpoint
+# of tensors, written out, may be in a file of the size 1: several names for one tensor are usual
+LARGEST_SHARE, ALWAYS_FINE = 16, 2 ** 30  # bytes
 WRITE_ERRORS = (RuntimeError, SafetensorError)  # how torch and safetensors report that a write failed
 
 
@@ -115,9 +120,42 @@ def _read_torch(path):
     with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it fails then, and we say so
         content = torch.load(path, map_location="cpu", weights_only=True)
+    _check_content(content, os.path.getsize(path))
     if not is_archive:
         _warn_of_old_format(path)
     return content
+
+
+def _check_content(content, size):
+    """Refuse what a small file can hold by saying it often, and tensors without values, before anything walks through it.
+
+    Args:
+        size: of the file, in bytes.
+    """
+    tensors, seen = [], set()
+
+    def held(item):
+        if isinstance(item, torch.Tensor) and id(item) not in seen:
+            seen.add(id(item))
+            tensors.append(item)
+        return _held(item)
+
+    check_extent(content, held, MOST_ITEMS)
+    if any(tensor.is_meta or tensor.layout != torch.strided for tensor in tensors):
+        raise ValueError("it holds a tensor without values, or a sparse one")
+    unfolded = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if unfolded > max(ALWAYS_FINE, LARGEST_SHARE * size):
+        raise ValueError(f"its tensors take {unfolded / 2 ** 30:.0f} GB written out, but the file has {size / 2 ** 20:.1f} MB: "
+                         f"save them with .contiguous()")
+
+
+def _held(item):
+    """What a container of a checkpoint holds, None for anything else."""
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return item
+    return vars(item).values() if isinstance(item, argparse.Namespace) else None
 
 
 def _check_archive(path):

@@ -1,4 +1,5 @@
 """Files with a flipped bit or a lost end, and files made to do harm: what loads is what was written, the rest is refused."""
+import argparse
 import logging
 import random
 import shutil
@@ -184,3 +185,56 @@ def test_parts_that_share_bytes_are_refused(tmp_path):
         archive._didModify = True
     with pytest.raises(ValueError, match="its parts overlap"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+# ---- contents that ask for much -----------------------------------------------------------------------------------
+
+def doubled(kind, levels=60):
+    found = kind([1])
+    for _ in range(levels):
+        found = kind([found, found])
+    return found
+
+
+def nested(levels):
+    found = []
+    for _ in range(levels):
+        found = {"x": [found]}
+    return found
+
+
+def circle():
+    found = []
+    found.append({"again": found})
+    return found
+
+
+HARMFUL = {
+    "stretched": lambda: (torch.zeros(1).expand(10 ** 10), r"take 37 GB written out, but the file has 0\.0 MB"),
+    "repeated": lambda: ([torch.zeros(1, 10 ** 3).expand(10 ** 6, -1)[i:] for i in range(2)], "GB written out"),
+    "on no device": lambda: (torch.zeros(3, device="meta"), "a tensor without values"),
+    "sparse": lambda: (torch.eye(3).to_sparse(), "or a sparse one"),
+    "lists": lambda: (doubled(list), "more than 10000000 items"),
+    "tuples": lambda: (doubled(tuple), "more than 10000000 items"),
+    "deep": lambda: (nested(60), "nested more than 100 levels"),
+    "circle": lambda: (circle(), "holds itself"),
+    "arguments": lambda: (argparse.Namespace(lists=doubled(list)), "more than 10000000 items"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", HARMFUL)
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_small_file_that_stands_for_too_much_is_refused(kind, is_zip, tmp_path):
+    value, message = HARMFUL[kind]()
+    torch.save({"model": {"w": torch.zeros(2)}, "x": value}, tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=rf"a\.pth is not a readable checkpoint.*{message}") as refusal:
+        load_checkpoint(tmp_path / "a.pth")
+    assert "\n" not in str(refusal.value)
+
+
+def test_tied_and_stretched_weights_of_usual_size_are_read(tmp_path):
+    weight = torch.randn(100, 100)
+    content = {"model": {"a": weight, "tied": weight, "ids": torch.arange(9).expand(50, -1)}, "list": [[[1, 2], (3, {4})]]}
+    torch.save(content, tmp_path / "a.pth")
+    assert equal(load_checkpoint(tmp_path / "a.pth")["model"], content["model"])
