@@ -69,19 +69,34 @@ def calls(source):
     return [(ast.unparse(node.func), node) for node in ast.walk(source) if isinstance(node, ast.Call)]
 
 
+RUNS_TEXT = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput",
+             "subprocess.getstatusoutput", "asyncio.create_subprocess_shell"}
+RUNS_WHAT_IT_IS_GIVEN = (  # beginnings
+    "pickle.", "dill.", "joblib.load", "marshal.", "shelve.", "yaml.load", "yaml.full_load", "yaml.unsafe_load",
+    "torch.jit.load", "torch.hub.load", "torch.package", "torch.ops.load_library", "ctypes.CDLL", "ctypes.cdll", "os.exec",
+    "os.spawn", "os.posix_spawn", "runpy.", "importlib.__import__", "importlib.util.spec_from_file_location")
+LAST_NAMES = {"Unpickler", "_Unpickler",  # as classes to derive from they are not called
+              "extractall", "unpack_archive"}  # an archive may name files outside of the folder it is unpacked into
+STARTS = {"run", "Popen", "call", "check_call", "check_output"}  # of subprocess
+FROM_A_TABLE = {"importlib.import_module(_HOMES[name])"}  # which stands in the same file
+
+
+def unsafe_load(name, node):
+    """Whether a call of torch.load does not say weights_only=True."""
+    safe = any(word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
+               for word in node.keywords)
+    return name == "torch.load" and not safe
+
+
 def unsafe_calls(tree):
-    """Calls that can run code from a file or a text."""
+    """Calls that can run code from a file or a text, or write where a file says."""
     found = []
     for name, node in calls(tree):
-        safe = any(word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
-                   for word in node.keywords)
-        last = name.rpartition(".")[2]
-        if (name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen")
-                or name.startswith(("pickle.", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "marshal.", "shelve."))
-                or last == "Unpickler"
-                or (name == "torch.load" and not safe) or (name == "np.load" and "allow_pickle" in ast.unparse(node))
-                or (last in ("run", "Popen", "call", "check_output") and any(word.arg == "shell" for word in node.keywords))):
-            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        words, last, text = {word.arg for word in node.keywords}, name.rpartition(".")[2], ast.unparse(node)
+        imports_a_name = last == "import_module" and not isinstance(node.args[0], ast.Constant) and text not in FROM_A_TABLE
+        if (name in RUNS_TEXT or name.startswith(RUNS_WHAT_IT_IS_GIVEN) or last in LAST_NAMES or imports_a_name
+                or unsafe_load(name, node) or "allow_pickle" in words or (last in STARTS and "shell" in words)):
+            found.append(f"line {node.lineno}: {text}")
     return found
 
 
@@ -137,16 +152,35 @@ def test_file_has_no_call_that_runs_code_from_data(path):
 @pytest.mark.parametrize("line", [
     "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)", "eval(text)",
     "exec(text)", "pickle.load(file)",
-    "Unpickler(file).load()", "pickle.loads(text)", "yaml.load(file)", "yaml.unsafe_load(file)", "os.system(text)",
-    "subprocess.run(text, shell=True)", "np.load(path, allow_pickle=True)"])
+    "Unpickler(file).load()", "pickle.loads(text)", "pickle._Unpickler(file)", "marshal.loads(text)", "shelve.open(path)",
+    "yaml.load(file)", "yaml.load(file, yaml.Loader)", "yaml.load_all(file)", "yaml.full_load(file)", "yaml.unsafe_load(file)",
+    "os.system(text)", "os.popen(text)", "subprocess.run(text, shell=True)", "subprocess.check_call(text, shell=flag)",
+    "subprocess.getoutput(text)", "os.execv(path, words)", "os.execvpe(path, words, names)", "os.spawnl(mode, path)",
+    "importlib.import_module(name)", "importlib.import_module(config.NAME)", "importlib.import_module(TABLE[name])",
+    "__import__(name)", "runpy.run_path(path)", "torch.jit.load(path)", "torch.hub.load(name, model)",
+    "torch.ops.load_library(path)", "np.load(path, allow_pickle=True)", "np.load(path, allow_pickle=flag)",
+    "tarfile.open(path).extractall(folder)", "archive.extractall()", "shutil.unpack_archive(path)"])
 def test_unsafe_call_is_recognised(line):
-    assert len(unsafe_calls(ast.parse(line))) == 1
+    assert len(unsafe_calls(ast.parse(line))) >= 1
 
 
 @pytest.mark.parametrize("line", ["torch.load(path, map_location='cpu', weights_only=True)", "model.eval()",
-                                  "yaml.safe_load(file)", "subprocess.run([program])", "re.compile(text)"])
+                                  "yaml.safe_load(file)", "subprocess.run([program])", "re.compile(text)", "np.load(path)",
+                                  "importlib.import_module('torch')", "importlib.import_module(_HOMES[name])",
+                                  "torch.hub.get_dir()", "torch.export.load(path)", "main(['a'])"])
 def test_safe_call_is_recognised(line):
     assert unsafe_calls(ast.parse(line)) == []
+
+
+TESTS = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+         for path in sorted((REPOSITORY / "tests").rglob("*.py"))}
+LOADS_ANYTHING = {"tests/unit/utils/test_checkpoint.py"}  # shows that an attack is one: an unprotected reader runs it
+
+
+@pytest.mark.parametrize("path", TESTS)
+def test_tests_read_checkpoints_as_data(path):
+    unsafe = [f"line {node.lineno}" for name, node in calls(TESTS[path]) if unsafe_load(name, node)]
+    assert len(unsafe) == (1 if path in LOADS_ANYTHING else 0), unsafe
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------
