@@ -173,12 +173,21 @@ def _table_of_contents(folder):
         for place in metadata.storage_data.values():
             name = str(place.relative_path)
             needed[name] = max(needed.get(name, 0), place.offset + place.length)
-        return dict(metadata.state_dict_metadata), needed
+        contents = dict(metadata.state_dict_metadata)
+        for name, described in contents.items():
+            if isinstance(described, TensorStorageMetadata) and not _is_covered(described):
+                raise ValueError(f"a part of {name} is missing")
+        return contents, needed
     except Exception as error:  # a damaged pickle raises any kind, MemoryError and RuntimeError as well
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise  # says nothing about the file
         raise ValueError(f"{folder} is not a readable checkpoint: its table of contents, {METADATA}, is broken "
                          f"({' '.join(str(error).split()) or type(error).__name__}).") from error
+
+
+def _is_covered(described):
+    """Whether a tensor has as many values as its parts; others would be what memory happens to hold."""
+    return sum(chunk.sizes.numel() for chunk in described.chunks) >= described.size.numel()
 
 
 def digests(folder, rank):

@@ -82,6 +82,14 @@ def test_file_outside_the_folder_is_refused(folder):
         check_folder(folder)
 
 
+def test_tensor_larger_than_its_parts_is_refused(folder):
+    def enlarge(metadata):
+        metadata.state_dict_metadata["a"].size = torch.Size([2, 3 * 10 ** 12])
+    rewrite(folder, enlarge)
+    with pytest.raises(ValueError, match="a part of a is missing"):
+        read_whole_tensors(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", b"not a pickle"])
 def test_broken_table_of_contents_is_an_error(folder, content):
     (folder / METADATA).write_bytes(content)
