@@ -173,6 +173,8 @@ def build_for_training(config, is_pretrain, device, precision):
                          f"which knows no divided parameters: use adamw, or ddp.")
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise ValueError(f"TRAIN.PARALLEL fsdp on the CPU needs a newer torch than {torch.__version__}: upgrade, or use ddp.")
+    if config.SAVE_ASYNC:
+        log.warning("SAVE_ASYNC is for whole models: with TRAIN.PARALLEL fsdp training waits until a checkpoint is written")
     return build_sharded(config, is_pretrain, device, precision.dtype)
 
 
@@ -214,6 +216,10 @@ def running(job, scaled, num_train, num_val):
             open_run(job)
             announce(job, scaled, num_train, num_val)
         yield
+    except Exception as error:
+        if distributed.is_waiting_in_vain(error):
+            job.heart.await_verdict()
+        raise
     finally:
         end(job)
 

@@ -1,5 +1,6 @@
 """What a model is worth, measured by all processes together: accuracy, held-out loss, throughput."""
 import logging
+import math
 import os
 import time
 
@@ -118,6 +119,9 @@ def record_evaluation(config, *records):
     note_whole_model(config)
     log_to_file(run_folder(config), distributed.rank())
     append_records(config, "eval", records)
+    if any(not math.isfinite(record.get("loss", 0.0)) for record in records):
+        raise ValueError("the loss is NaN or infinite, and the other numbers mean nothing: the weights are finite, so their "
+                         "format overflows. Try --amp-opt-level O0.")
 
 
 def append_records(config, kind, records):

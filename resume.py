@@ -178,7 +178,7 @@ def nonfinite_parts(job):
 
 def nonfinite_in(content):
     """Names of the weights and moments of a checkpoint that hold NaN or infinity."""
-    moments = content.get("optimizer", {}).get("state", {})
+    moments = (content.get("optimizer") or {}).get("state", {})
     named = {**content["model"], **{f"{moment} of parameter {i}": value for i, of in moments.items()
                                     for moment, value in of.items()}}
     return nonfinite({name: value for name, value in named.items() if isinstance(value, torch.Tensor)})
@@ -248,16 +248,17 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     compare_classes(content, job.classes, path)
     if "folder" in content:
         _read_folder(job, content, advice)
+        _refuse_nonfinite(job, nonfinite_parts(job), path)
     else:
+        _refuse_nonfinite(job, nonfinite_in(content), path)
         load_weights(job.model, content, path, advice)
         _load_optimizer(job.updater.optimizer, content["optimizer"], path)
-    _refuse_nonfinite(job, path)
     job.updater.precision.load_state_dict(content.get("scaler"))
     job.place = _place_in(job, content)
     job.updater.skipped, job.updater.skipped_in_row = content.get("skipped", 0), content.get("skipped_in_row", 0)
     last = job.place.epoch * len(job.loader) + job.place.batches - 1
     job.scheduler.load_state_dict({"last_update": last} if last >= 0 else {})
-    if Path(path).parent == Path(os.path.abspath(job.folder)) or str(Path(path).parent) == job.folder:
+    if os.path.abspath(Path(path).parent) == os.path.abspath(job.folder):
         job.files = content.get("files")
     job.best = content.get("max_accuracy", 0.0)
     job.best_epoch = content.get("best_epoch", content["epoch"] if job.best else -1)  # official files have no best_epoch
@@ -276,9 +277,8 @@ def restore(job, content, path, advice=USE_PRETRAINED):
                 log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
 
 
-def _refuse_nonfinite(job, path):
-    """Refuse to go on from NaN. Raises ValueError that names the newest good checkpoint beside it."""
-    names = nonfinite_parts(job)
+def _refuse_nonfinite(job, names, path):
+    """Refuse to go on from NaN, found in tensors of these names. Raises ValueError that names the newest good checkpoint."""
     if distributed.any_process(bool(names), job.device):
         good = newest_sound(Path(path).parent)
         advice = f"go on from {good}, the newest good one, with --resume and another --tag" if good else "start anew"

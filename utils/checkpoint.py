@@ -14,6 +14,7 @@ import torch
 from utils import distributed, formats, sharding
 from utils.download import fetch, weights_folder
 from utils.files import naming, process_lives, replacing, sync_folder
+from utils.finite import check_finite
 
 CHECKPOINT = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?(\.pth)?")  # the name of a folder has no ending
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # what DistributedDataParallel and torch.compile put before names
@@ -281,7 +282,7 @@ def load_weights(model, content, source, advice=USE_PRETRAINED):
         content: from load_checkpoint.
         source: where it came from, for the message.
         advice: what to do where it does not fit, for the message.
-    Raises: ValueError that says what does not fit.
+    Raises: ValueError that says what does not fit, or that the run had diverged.
     """
     weights, own = weights_of(content), model.state_dict()
     missing = [name for name in own if name not in weights]
@@ -292,4 +293,5 @@ def load_weights(model, content, source, advice=USE_PRETRAINED):
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
     if problems:
         raise ValueError(f"checkpoint {source} is of another model: {'; '.join(problems)}. {advice}")
+    check_finite({name: weights[name] for name in own}, source)
     sharding.assign(model, weights)

@@ -90,7 +90,7 @@ def run(main, *arguments):
             traceback.print_exc()
         else:
             where = f"[rank {distributed.rank()}] " if distributed.is_parallel() else ""
-            lost = "" if code == 2 else "another process ended first, its error says why: "
+            lost = "" if code == 2 else "another process ended first, killed or by an error that its own line tells: "
             if distributed.is_waiting_in_vain(error):
                 lost = f"another process did not come ({heartbeat.others() or 'nothing is known of it'}): "
             print(f"{where}error: {lost}{_one_line(error)}", file=sys.stderr)

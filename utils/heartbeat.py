@@ -14,7 +14,7 @@ from utils import distributed, stopping
 log = logging.getLogger("simmim.heartbeat")
 
 BEAT = 1.0  # seconds between two looks
-SHARE = 0.9  # of the time-out of a collective operation, after which a silent rank is named: before that would end the job
+SHARE = 0.8  # of the time-out of a collective operation, after which a silent rank is named: before that would end the job
 _heard = {}  # rank: what it told last
 
 
@@ -81,6 +81,10 @@ class Heartbeat(threading.Thread):
                 os.kill(beat["pid"], signal.SIGKILL)
             stopping.kill_children()
             os._exit(1)
+
+    def await_verdict(self):
+        """After a collective operation timed out: if a rank is silent, this process ends here and says which."""
+        self.ended.wait(self.patience + 5 * BEAT)
 
     def end(self):
         self.ended.set()
