@@ -2,16 +2,19 @@
 
   python tools/benchmark.py step --cfg A.yaml B.yaml [--batch-size 64] [--rounds 20]
   python tools/benchmark.py mixing --cfg <pre-training recipe of MixMIM> [--batch-size 64] [--rounds 20]
+  python tools/benchmark.py safety --cfg <recipe> [--batch-size 64] [--rounds 20] [--save-steps 100]
 
 `step` times the whole training step (forward, backward, clipping, optimizer) on random images, without data loading. `mixing`
 times the attention of one block of each stage, forward and backward, on maps of two images that are kept apart beside the
-same maps of one image.
+same maps of one image. `safety` times what guards a run: steps as a run makes them (between two of them it looks for signals,
+NaN, bad images and checkpoints that are due, while a thread renews its lock) beside bare ones, and writing a checkpoint.
 """
 import argparse
 import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,6 +41,14 @@ def parse_arguments(argv=None):
     mixing.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
     mixing.add_argument("--batch-size", type=positive(int), help="images (default: the recipe's DATA.BATCH_SIZE)")
     mixing.add_argument("--rounds", type=positive(int), default=20, help="timed rounds (default: %(default)s)")
+    safety = commands.add_parser("safety", help="what it costs that a run can't be lost")
+    safety.add_argument("--cfg", required=True, help="recipe")
+    safety.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
+    safety.add_argument("--batch-size", type=positive(int), help="images a step (default: the recipe's DATA.BATCH_SIZE)")
+    safety.add_argument("--amp-opt-level", choices=("O0", "O1", "O2"), help="default: the recipe's")
+    safety.add_argument("--stage", choices=("auto", "pretrain", "finetune"), default="auto", help="as of step")
+    safety.add_argument("--rounds", type=positive(int), default=20, help="timed rounds of 10 steps each (default: %(default)s)")
+    safety.add_argument("--save-steps", type=positive(int), default=100, help="between checkpoints (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -47,22 +58,29 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional as F
 
-from config import encoder_config, image_size, load_config
+from config import encoder_config, image_size, load_config, with_values
+from data.bad_images import BadImages
 from data.masks import draw_masks
-from engine import Updater
+from engine import Job, Updater
+from logger import MetricWriter
+from lr_scheduler import build_scheduler
 from models import build_model
 from models.encoders.mixmim import BLOCKED
 from models.encoders.swin import keep_apart
 from optimizer import build_optimizer
+from resume import save
 from utils import distributed
 from utils.devices import wait_for
+from utils.heartbeat import Heartbeat
+from utils.lock import FolderLock
 from utils.meters import peak_memory_mb
 from utils.precision import build_precision
 from utils.seeding import rng_for, seed_globals
+from watch import Watch
 
 
 def main(args):
-    {"step": benchmark_step, "mixing": benchmark_mixing}[args.command](args)
+    {"step": benchmark_step, "mixing": benchmark_mixing, "safety": benchmark_safety}[args.command](args)
 
 
 class Candidate:
@@ -168,6 +186,80 @@ def benchmark_mixing(args):
         one, two = (statistics.median(seconds) * 1e3 for seconds in zip(*times, strict=True))
         print(f"{stage:5d} {'x'.join(map(str, block.grid)):>9s} {'x'.join(map(str, block.window)):>7s} {x.shape[-1]:6d} "
               f"{one:8.1f} {two:8.1f} {statistics.median(b / a for a, b in times):6.2f}")
+
+
+def benchmark_safety(args):
+    device = distributed.start()
+    candidate = Candidate(args.cfg, args, device)
+    describe(device, args)
+    with tempfile.TemporaryDirectory() as folder:
+        job = guarded(candidate, folder, device)
+        for _ in range(3):
+            ten_steps(candidate)
+        times = []
+        for _ in range(args.rounds):
+            bare = ten_steps(candidate)
+            job.heart = Heartbeat(job.lock, 1800)
+            job.heart.start()
+            safe = ten_steps(candidate, Watch(job))
+            job.heart.end()
+            times.append((bare, safe))
+        saves = {name: [save_seconds(job, candidate, behind) for _ in range(args.rounds)]
+                 for name, behind in (("in place", False), ("SAVE_ASYNC", True))}
+        size = max(path.stat().st_size for path in Path(folder).glob("*.pth")) / 2 ** 20
+        job.lock.release()
+    step = statistics.median(bare for bare, _ in times) / 10
+    print(f"batch {len(candidate.images)}, {candidate.precision}: {step * 1e3:.1f} ms a bare step")
+    print(f"steps of a run / bare steps: {statistics.median(safe / bare for bare, safe in times):.4f}")
+    for name, seconds in saves.items():
+        lost = statistics.median(seconds)
+        print(f"a checkpoint of {size:.0f} MB, {name}: {lost * 1e3:.0f} ms of training, "
+              f"{100 * lost / (args.save_steps * step):.2f} % of {args.save_steps} steps")
+
+
+class Endless:
+    """In place of a loader: as long as none is, and nothing in it is bad."""
+
+    bad = BadImages(10 ** 6)
+
+    def __len__(self):
+        return 10 ** 6
+
+
+def guarded(candidate, folder, device):
+    """A Job around a candidate: all that a run has beside its data."""
+    loader, optimizer = Endless(), candidate.updater.optimizer
+    job = Job(config=candidate.config, task="pretrain" if candidate.is_pretrain else "finetune", device=device,
+              model=candidate.updater.model, loader=loader, updater=candidate.updater,
+              scheduler=build_scheduler(candidate.config, optimizer, len(loader)), compute_loss=None, validate=None,
+              folder=folder, metrics=MetricWriter(folder), lock=FolderLock(folder, print))
+    job.place.meters = [[0.0, 0.0]] * 3
+    return job
+
+
+def ten_steps(candidate, watch=None):
+    """Seconds of ten steps; with a Watch they are looked at as those of a run."""
+    wait_for(candidate.device)
+    begin = time.perf_counter()
+    for i in range(10):
+        candidate.updater.update([candidate.compute_loss])
+        if watch:
+            watch.at("iteration {} of epoch {}", i, 0)
+            watch.step_done(0, i + 1, ())
+    wait_for(candidate.device)
+    return time.perf_counter() - begin
+
+
+def save_seconds(job, candidate, behind):
+    """Seconds by which a checkpoint makes ten steps longer; of one that is written behind them, what it takes from them."""
+    job.config = with_values(job.config, SAVE_ASYNC=behind)
+    bare = ten_steps(candidate)
+    begin = time.perf_counter()
+    save(job, scheduled=False)
+    blocked = time.perf_counter() - begin
+    with_it = blocked + ten_steps(candidate)
+    job.writer.wait()
+    return with_it - bare
 
 
 def attention_seconds(block, x, mask, precision):
