@@ -27,9 +27,33 @@ def start(local_rank=0, timeout_minutes=30):
             raise ValueError("several processes can't share the GPU of a Mac: start one with plain python.")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(minutes=timeout_minutes)
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, **_place_of_meeting(timeout))
         Exchange.group = dist.new_group(backend="gloo", timeout=timeout)
     return device
+
+
+def _place_of_meeting(timeout):
+    """Where the processes find each other, as arguments of init_process_group; {} = as the environment says.
+
+    torchrun keeps its store when it starts the ranks of a machine again (--max-restarts), with the addresses of those that
+    died: so each attempt has a part of its own. On several machines the numbers of attempts need not agree.
+    """
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("LOCAL_WORLD_SIZE") != env["WORLD_SIZE"]:
+        return {}
+    return {"store": dist.PrefixStore(f"attempt_{attempt()}", store(timeout)), "rank": int(env["RANK"]),
+            "world_size": int(env["WORLD_SIZE"])}
+
+
+def store(timeout=timedelta(minutes=5)):
+    """A connection to what the processes of a run share, which the launcher or rank 0 keeps."""
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout,
+                         wait_for_workers=False)
+
+
+def attempt():
+    """How often the launcher has started the ranks before."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def _device(local_rank):

@@ -35,8 +35,8 @@ class Heartbeat(threading.Thread):
         self.at = ("starting", ())  # what this process is at: a text, and what is put into it
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.ended = threading.Event()
-        self.count, self.silent = 0, {}
-        self.store = _store() if distributed.world_size() > 1 else None
+        self.count, self.silent, self.alive = 0, {}, set()
+        self.store = dist.PrefixStore("heartbeat", distributed.store()) if distributed.world_size() > 1 else None
 
     def run(self):
         while not self.ended.wait(BEAT):
@@ -69,9 +69,13 @@ class Heartbeat(threading.Thread):
                 self._compare(other, json.loads(self.store.get(f"beat_{other}")))
 
     def _compare(self, other, beat):
-        moved = beat != _heard.get(other)
-        _heard[other], self.silent[other] = beat, 0 if moved else self.silent.get(other, 0) + 1
-        if self.silent[other] * BEAT >= self.patience:
+        first, moved = other not in _heard, beat != _heard.get(other)
+        _heard[other] = beat
+        if moved and not first:
+            self.alive.add(other)
+        self.silent[other] = 0 if moved else self.silent.get(other, 0) + 1
+        # what was never seen to move may be of a process of an earlier attempt
+        if other in self.alive and self.silent[other] * BEAT >= self.patience:
             text = (f"[rank {distributed.rank()}] error: rank {other} (process {beat['pid']} on {beat['host']}) has not "
                     f"answered for {self.silent[other] * BEAT:.0f} s: it was stopped, or its machine is gone. It was last at "
                     f"{beat['at']}. Start the same command again to go on from the newest checkpoint.")
@@ -94,8 +98,3 @@ class Heartbeat(threading.Thread):
 def others():
     """What the other ranks were last at, as far as this one has heard."""
     return "; ".join(f"rank {rank} was last at {beat['at']}" for rank, beat in sorted(_heard.items()))
-
-
-def _store():
-    return dist.PrefixStore("heartbeat", dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False))

@@ -10,7 +10,8 @@ from .ends import checkpoints, metrics
 from .plans import SIMMIM, Plan
 
 EPOCHS = 18  # of three steps: more than fifty
-FREE_OF_RANKS = {"TRAIN.EPOCHS": EPOCHS, "MODEL.DROP_PATH_RATE": 0.0, "PRINT_FREQ": 1, "VIS_FREQ": 0}  # drop path draws for each
+# drop path draws for each process
+FREE_OF_RANKS = {"TRAIN.EPOCHS": EPOCHS, "MODEL.DROP_PATH_RATE": 0.0, "PRINT_FREQ": 1, "VIS_FREQ": 0}
 METHODS = {"simmim": {}, "mixmim": method_settings("mixmim")}
 
 
