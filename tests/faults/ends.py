@@ -75,3 +75,13 @@ def steps_logged(folder):
 def checkpoints(folder):
     """Paths of all checkpoints of a run that carry their final name."""
     return sorted(path for pattern in ("ckpt_*", "encoder.pth") for path in folder.glob(pattern))
+
+
+def error_lines(results):
+    """The lines on stderr with which ranks say why they stop."""
+    return [line for result in results for line in result.err.splitlines() if re.match(r"(\[rank \d+\] )?error: ", line)]
+
+
+def tracebacks(results):
+    """What a user should never see."""
+    return [result.err for result in results if "Traceback" in result.err or "Traceback" in result.out]
