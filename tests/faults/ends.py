@@ -68,8 +68,14 @@ def first_difference(name, ours, theirs):
 
 def steps_logged(folder):
     """(epoch, iteration) of every step that the log has, as often as it was done."""
-    text = (folder / "log_rank0.txt").read_text(encoding="utf-8", errors="replace")
-    return [(int(epoch), int(step)) for epoch, step in re.findall(r"Train: \[(\d+)/\d+\]\[(\d+)/\d+\]", text)]
+    steps = re.findall(r"Train: \[(\d+)/\d+\]\[(\d+)/\d+\]", log_text(folder))
+    return [(int(epoch), int(step)) for epoch, step in steps]
+
+
+def log_text(folder):
+    """The log file of rank 0, of all starts; empty before there is one."""
+    path = folder / "log_rank0.txt"
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def checkpoints(folder):

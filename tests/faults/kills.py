@@ -1,8 +1,8 @@
-"""kill -9 of a whole run, at random moments, and the same command again until it ends."""
+"""Moments of a run; kill -9 at such moments, and the same command again until it ends."""
 import time
 
 from .background import NAP
-from .ends import difference, unfinished
+from .ends import difference, log_text, steps_logged, unfinished
 from .plans import varied
 
 DELAY = 0.03  # seconds, at most, between the begin of a save and the kill
@@ -57,4 +57,22 @@ def wait_for_save(job, folder, rng):
             return False
         time.sleep(NAP)
     time.sleep(rng.uniform(0, DELAY))
+    return job.running
+
+
+def wait_for_steps(job, folder, count):
+    """Wait until so many steps are logged. Returns whether the run is still there."""
+    return _wait(job, lambda: len(steps_logged(folder)) >= count)
+
+
+def wait_for_validation(job, folder):
+    """Wait for the end of an epoch's steps, after which it is validated. Returns whether the run is still there."""
+    return _wait(job, lambda: "training takes" in log_text(folder))
+
+
+def _wait(job, reached):
+    while not reached():
+        if not job.running:
+            return False
+        time.sleep(NAP)
     return job.running

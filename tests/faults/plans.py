@@ -1,4 +1,5 @@
 """What is trained while faults are injected: one plan for each kind of run, small enough for a second or two."""
+import json
 import time
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,6 +12,7 @@ from tests.integration.recipes import FINETUNE, PRETRAIN, PROBE, VIT, method_set
 
 from .background import Forked, Launched
 
+INJECTED = Path(__file__).with_name("injected.py")
 EPOCHS = 4  # of three steps
 COMMON = {"TRAIN.EPOCHS": EPOCHS, "VIS_FREQ": 2}
 
@@ -106,11 +108,18 @@ class Bench:
         return ["--cfg", self.recipes[key], "--data-path", data / "train" if pretrains else data, "--output", output,
                 *(["--pretrained", self.encoder] if plan.pretrained else []), *opts(changes)]
 
-    def start(self, plan, output, prelude=None, environment=None, **settings):
-        """Start a plan and return at once. Returns: background.Forked."""
+    def start(self, plan, output, fault=None, **settings):
+        """Start a plan and return at once.
+
+        Args:
+            fault: what is done to its processes, see injected.py.
+        Returns: background.Forked.
+        """
         words = self.words(plan, output, **settings)
         each = launcher_environments(plan.ranks) if plan.ranks > 1 else [{}]
-        return Forked(self.forks, [(plan.script, words, {**env, **(environment or {})}) for env in each], prelude)
+        if fault is None:
+            return Forked(self.forks, [(plan.script, words, env) for env in each])
+        return Forked(self.forks, [(plan.script, words, {**env, "FAULT": json.dumps(fault)}) for env in each], INJECTED)
 
     def launch(self, plan, output, **settings):
         """Start a plan as users do, by the interpreter or torchrun. Returns: background.Launched."""
