@@ -31,6 +31,7 @@ from models.inputs import (  # what a config says of images; from here for all a
 )
 from models.methods import METHODS, SHARED
 from utils.cli import run
+from utils.files import write_text
 from utils.settings import (
     FINETUNE,
     JOBS,
@@ -52,7 +53,7 @@ from utils.settings import (
     shown,
 )
 from utils.tables import aligned
-from utils.yaml_files import flatten, nested, parse_tree, read_tree, text_of, tree_text, write_text
+from utils.yaml_files import flatten, nested, parse_tree, read_tree, text_of, tree_text
 
 log = logging.getLogger("simmim.config")
 

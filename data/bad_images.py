@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 from data.datasets import whole_key
 from data.reading import BadImage, shown
 from utils import distributed
+from utils.files import write_text
 from utils.seeding import REPLACE, rng_for
 
 BAD_FILE = "bad_images.txt"
@@ -102,18 +103,7 @@ def named(found, most=10):
 
 def write_list(path, found):
     """Write {path: reason} as a list, whole or not at all. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{_as_word(name)}\t{shown(reason)}\n" for name, reason in sorted(found.items()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror}") from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    write_text(path, "".join(f"{_as_word(name)}\t{shown(reason)}\n" for name, reason in sorted(found.items())))
 
 
 def _as_word(path):

@@ -12,6 +12,7 @@ import torch
 
 from data.bad_images import BadImages, named, replacement_index
 from utils import distributed
+from utils.files import naming
 
 log = logging.getLogger("simmim.features")
 FORMAT = 1  # of what the key says and the file holds
@@ -189,14 +190,17 @@ class FeatureCache:
                                          f"--amp-opt-level O0.")
                     if loader.blank:
                         feature = feature.index_fill(0, torch.tensor(loader.blank), torch.nan)
-                    parts[layer].write(feature.numpy().tobytes())
-            for file in parts.values():
-                file.close()
+                    with naming(self._path(keys[layer])):
+                        parts[layer].write(feature.numpy().tobytes())
+            for layer, file in parts.items():
+                with naming(self._path(keys[layer])):
+                    file.close()
             for found in distributed.from_all(loader.bad.news()):
                 loader.bad.add(found)  # ends the run where there are too many
             if rank == 0:
                 for key in keys.values():
-                    self._join(key, len(loader.dataset))
+                    with naming(self._path(key)):
+                        self._join(key, len(loader.dataset))
         finally:
             for layer, file in parts.items():
                 file.close()

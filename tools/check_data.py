@@ -43,7 +43,7 @@ from tqdm import tqdm
 from data.bad_images import named, write_list
 from data.datasets import image_files
 from data.reading import MAX_PIXELS, BadImage, in_mode, read_image
-from utils.processes import kill_children
+from utils.stopping import kill_children
 from utils.tables import aligned
 
 

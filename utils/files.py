@@ -56,6 +56,14 @@ def replacing(path, also=()):
             raise
 
 
+def write_text(path, text):
+    """Write a text file in UTF-8, see replacing; names of files that are no text come back as they were (surrogateescape)."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder):
     """Bring new names in a folder down to the disk, where the system can."""
     try:

@@ -63,7 +63,7 @@ def _handle(number, frame):
             os.kill(os.getpid(), number)
         return
     if not _State.saves:
-        _leave(f"{signal.Signals(number).name}: stopped before training began, nothing to save", code)
+        _leave(f"{signal.Signals(number).name}: stopped, there was nothing to save", code)
     if _State.code and number == signal.SIGINT and time.monotonic() - _State.since >= _patience():
         _leave("stopped at once: what was not saved is lost", code)
     if not _State.code:

@@ -56,20 +56,6 @@ def text_of(path):
         raise ValueError(f"{path} is not text in UTF-8 ({error}): save it in that encoding.") from error
 
 
-def write_text(path, text):
-    """Write a file so that a crash leaves either the old one or the new one. Raises: OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def parse_tree(text, name="the stored config"):
     """The tree in a YAML text, {} if it is empty.
 

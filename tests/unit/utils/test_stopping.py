@@ -40,7 +40,7 @@ def test_signal_before_training_ends_the_process_with_its_code_and_one_line(name
     process.send_signal(getattr(signal, name))
     out, err = process.communicate()
     assert process.returncode == CODES[name]
-    assert err.splitlines() == [f"{name}: stopped before training began, nothing to save"]
+    assert err.splitlines() == [f"{name}: stopped, there was nothing to save"]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
