@@ -247,8 +247,10 @@ def test_line_that_is_no_json_is_named(tmp_path):
 
 
 def test_list_that_can_not_be_written_is_named_and_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match=r"absent/list\.txt could not be written"):
-        write_list(tmp_path / "absent" / "list.txt", NAMES)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"list\.txt could not be written to .*file"):
+        write_list(tmp_path / "file" / "list.txt", NAMES)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_names_of_a_list_are_absolute_or_relative_to_the_data(folder, tmp_path):
