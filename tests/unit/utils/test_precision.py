@@ -181,3 +181,24 @@ def test_apex_state_is_saved_and_restored(apex):
     precision.load_state_dict(precision.state_dict())
     precision.load_state_dict(None)
     assert apex.loaded == [{"loss_scaler0": {"loss_scale": 8.0}}] and str(precision) == "apex O1"
+
+
+def test_factor_on_losses_in_float16_is_held_at_its_floor(caplog):
+    """Each skipped step halves it: without a floor, a hundred of them would leave nothing to train with."""
+    model = torch.nn.Linear(2, 2)
+    optimizer, precision = torch.optim.SGD(model.parameters(), lr=0.1), NativePrecision(CPU, torch.float16)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scales = []
+    for _ in range(6):
+        precision.backward(model(torch.ones(1, 2)).sum() * float("inf"), optimizer, True)
+        precision.gradients(optimizer)
+        precision.step(optimizer, torch.tensor(True))
+        optimizer.zero_grad()
+        precision.hold_scale()
+        scales.append(precision.scaler.get_scale())
+    assert scales == [2.0, 1.0, 1.0, 1.0, 1.0, 1.0] and "loss scale of float16 has fallen below 1" in caplog.text
+
+
+def test_factor_is_of_no_concern_to_other_formats():
+    NativePrecision(CPU, None).hold_scale()
+    NativePrecision(CPU, torch.bfloat16).hold_scale()
