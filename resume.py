@@ -156,15 +156,22 @@ def _description(job):
 
 
 def newest_sound(folder):
-    """Path of the newest checkpoint of a run whose weights are finite and followed a step that was kept; None without one."""
+    """The newest checkpoint of a run whose weights are finite and followed a step that was kept.
+
+    Returns: (path, True); without one the oldest that is finite, saved while steps were being skipped, (path, False); or
+        (None, False).
+    """
+    finite = None
     for _, path in reversed(checkpoints(folder)):
         try:
             content = load_checkpoint(path)
         except (ValueError, OSError):
             continue
-        if not content.get("skipped_in_row") and not nonfinite_in(content):
-            return str(path)
-    return None
+        if not nonfinite_in(content):
+            finite = str(path)
+            if not content.get("skipped_in_row"):
+                return finite, True
+    return finite, False
 
 
 def nonfinite_parts(job):
@@ -280,7 +287,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
 def _refuse_nonfinite(job, names, path):
     """Refuse to go on from NaN, found in tensors of these names. Raises ValueError that names the newest good checkpoint."""
     if distributed.any_process(bool(names), job.device):
-        good = newest_sound(Path(path).parent)
+        good, _ = newest_sound(Path(path).parent)
         advice = f"go on from {good}, the newest good one, with --resume and another --tag" if good else "start anew"
         raise ValueError(f"{path} can't be resumed: {len(names)} of its tensors hold NaN or infinity ({', '.join(names[:3])}"
                          f"{', ...' if len(names) > 3 else ''}). The run that wrote it had diverged: {advice}.")

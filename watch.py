@@ -56,7 +56,7 @@ class Watch:
             self._share_bad_images()
         first = skipped and not self.skipped_in_row
         if skipped >= job.config.TRAIN.NONFINITE_LIMIT or (first and not self._weights_are_finite()):
-            raise ValueError(self._diagnosis(epoch, batches - 1))
+            raise ValueError(self._diagnosis())
         self.skipped_in_row = skipped
         due = (clock or self._steps_are_over(epoch)) and not self._epoch_is_saved_next(epoch, batches)
         if stop or due:
@@ -105,7 +105,7 @@ class Watch:
         losses = 0 if job.updater.loss is None or torch.isfinite(job.updater.loss) else int(job.updater.skipped_in_row)
         suspect = distributed.largest_over_processes(torch.tensor(losses, device=job.device)).item()
         if not self._weights_are_finite():
-            raise ValueError(self._diagnosis(place.epoch, place.batches - 1))
+            raise ValueError(self._diagnosis())
         self.saved_at = time.monotonic()
         if suspect >= SUSPECT:
             log.warning("%s is not saved: the loss was NaN or infinite in the last %d steps", place, suspect)
@@ -118,7 +118,7 @@ class Watch:
     def complete(self):
         """Save the end of the run, validated, and remove what was saved within epochs. Raises ValueError if it is no good."""
         if self.save() is None:
-            raise ValueError(self._diagnosis(self.job.place.epoch - 1, len(self.job.loader) - 1))
+            raise ValueError(self._diagnosis())
         self.job.writer.wait()
         if distributed.rank() == 0:
             for _, path in checkpoints(self.job.folder):
@@ -141,23 +141,27 @@ class Watch:
         """Whether weights and moments are, on all processes; waits for the device."""
         return not distributed.any_process(bool(nonfinite_parts(self.job)), self.job.device)
 
-    def _diagnosis(self, epoch, batch):
+    def _diagnosis(self):
         """What is wrong, where, and which checkpoint is good; all processes must call it."""
-        job, in_row = self.job, int(self.job.updater.skipped_in_row)
+        job, in_row, place = self.job, int(self.job.updater.skipped_in_row), self.job.place
+        epoch, batch = (place.epoch, place.batches - 1) if place.batches else (place.epoch - 1, len(job.loader) - 1)
         loss = math.nan if job.updater.loss is None else float(job.updater.loss)
         told = distributed.from_all((math.isfinite(loss), nonfinite_parts(job), self._samples(epoch, batch)))
-        steps = (f"the loss or the gradient was NaN or infinite in the last {in_row} steps, up to iteration {batch} (epoch "
-                 f"{epoch}); all of them were skipped") if in_row else f"iteration {batch} of epoch {epoch} gave no numbers"
+        steps = f"weights or moments are not finite after iteration {batch} (epoch {epoch})"
+        if in_row:
+            steps = (f"the loss or the gradient was NaN or infinite in the last {in_row} steps, up to iteration {batch} (epoch "
+                     f"{epoch}); all of them were skipped")
         weights = [f"{names[0]} of rank {rank}" for rank, (_, names, _) in enumerate(told) if names]
         losses = [f"rank {rank}{samples}" for rank, (finite, _, samples) in enumerate(told) if not finite]
         cause = (f"NaN or infinity is in {', '.join(weights)}" if weights else
                  f"the last loss was not finite on {'; '.join(losses)}" if losses else
                  "losses were finite, gradients overflowed")
-        good = distributed.from_rank0(newest_sound(job.folder) if distributed.rank() == 0 else None)
-        advice = (f"The newest good checkpoint is {good}: go on from it with --resume {good}, another --tag, and a lower "
-                  f"TRAIN.BASE_LR or --amp-opt-level O0." if good else
-                  "There is no good checkpoint: start anew with a lower TRAIN.BASE_LR or --amp-opt-level O0.")
-        return f"{steps}. {cause[0].upper()}{cause[1:]}. {advice}"
+        path, good = distributed.from_rank0(newest_sound(job.folder) if distributed.rank() == 0 else None)
+        which = (f"The newest good checkpoint is {path}" if good else
+                 f"No checkpoint is older than that; {path} was saved amid skipped steps, but is finite" if path else
+                 "There is no checkpoint")
+        advice = f"go on from it with --resume {path}, another --tag, and" if path else "start anew with"
+        return f"{steps}. {cause[0].upper()}{cause[1:]}. {which}: {advice} a lower TRAIN.BASE_LR, or --amp-opt-level O0."
 
     def _samples(self, epoch, batch):
         """Text that names the first images of a batch of this process, as far as the loader knows files."""

@@ -287,7 +287,7 @@ def test_limit_of_skipped_steps_does_not_depend_on_print_freq(tmp_path, print_fr
 
 
 def test_run_that_only_skips_is_not_saved_and_ends_with_an_error(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="simmim"), pytest.raises(ValueError, match="There is no good checkpoint"):
+    with caplog.at_level(logging.WARNING, logger="simmim"), pytest.raises(ValueError, match="There is no checkpoint"):
         fitted(tmp_path, compute_loss=spoilt(range(99), lambda model, loss: loss * float("nan")))
     assert names_in(tmp_path) == [] and "is not saved: the loss was NaN" in caplog.text
 
