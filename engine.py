@@ -323,6 +323,7 @@ def _validate(job, watch):
     score = numbers.get(job.score) if job.score else None
     if score is not None and math.isfinite(numbers.get("loss", 0.0)) and (job.best_epoch < 0 or score > job.best):
         job.best, job.best_epoch = score, epoch
+        job.writer.wait()  # the best without a checkpoint to go on from would be in the way of the next start
         save_best(job, epoch)
     elif not math.isfinite(numbers.get("loss", 0.0)):
         log.warning("the validation loss of epoch %d is %s: it can't be the best", epoch, numbers["loss"])

@@ -3,7 +3,10 @@ import json
 import logging
 import math
 import os
+import socket
 import sys
+import time
+from io import BytesIO
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -93,6 +96,51 @@ def json_line(record):
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
+class Board:
+    """An event file of TensorBoard, written at once.
+
+    torch's SummaryWriter writes in a thread: what it can't write, on a full disk say, it says when it is too late.
+
+    Args:
+        folder: where the file goes; each start of a run has its own.
+        step: where the run goes on; TensorBoard forgets what it has seen of an earlier start from there on.
+    """
+
+    def __init__(self, folder, step=0):
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # other ranks need them not
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        self.events, self.summaries = event_pb2, summary_pb2
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.records = RecordWriter(open(folder / name, "ab"))
+        self._add(file_version="brain.Event:2")
+        if step:
+            self._add(step=step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        self.flush()
+
+    def scalar(self, tag, step, value):
+        self._summary(step, tag=tag, simple_value=value)
+
+    def picture(self, tag, step, picture):
+        """Add a PIL image in RGB."""
+        encoded = BytesIO()
+        picture.save(encoded, format="png")
+        self._summary(step, tag=tag, image=self.summaries.Summary.Image(
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=encoded.getvalue()))
+
+    def _summary(self, step, **value):
+        self._add(step=step, summary=self.summaries.Summary(value=[self.summaries.Summary.Value(**value)]))
+
+    def _add(self, **what):
+        self.records.write(self.events.Event(wall_time=time.time(), **what).SerializeToString())
+
+    def flush(self):
+        self.records.flush()
+
+    def close(self):
+        self.records.close()
+
+
 class MetricWriter:
     """Numbers and pictures of a run: one JSON object a line in metrics.jsonl, and TensorBoard events beside it.
 
@@ -106,11 +154,10 @@ class MetricWriter:
         self.folder = folder and Path(folder)
         self.file = self.board = None
         if folder:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import; other ranks need it not
             with naming(self.folder / METRICS):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.folder / METRICS, "a", encoding="utf-8")
-                self.board = SummaryWriter(str(self.folder / BOARD), purge_step=step or None)
+                self.board = Board(self.folder / BOARD, step)
 
     def write(self, kind, step, **values):
         """Add one record.
@@ -127,16 +174,16 @@ class MetricWriter:
             with naming(self.folder / BOARD):
                 for name, value in values.items():
                     if name != "epoch":
-                        self.board.add_scalar(f"{kind}/{name}", value, step)
+                        self.board.scalar(f"{kind}/{name}", step, value)
+                self.board.flush()
 
     def picture(self, name, step, picture):
         """Save a PIL image as <folder>/<name>/epoch_<step>.png and show it in TensorBoard."""
         if self.file:
-            import numpy as np
             with replacing(self.folder / name / f"epoch_{step:04d}.png") as path:
                 picture.save(path, format="png")
             with naming(self.folder / BOARD):
-                self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+                self.board.picture(name, step, picture)
                 self.board.flush()
 
     def position(self):
@@ -145,7 +192,6 @@ class MetricWriter:
             return {}
         with naming(self.folder / METRICS):
             os.fsync(self.file.fileno())
-            self.board.flush()
         return {name: path.stat().st_size for name, path in _numbers_in(self.folder).items()}
 
     def close(self):

@@ -11,6 +11,7 @@ except ImportError:  # Windows: what the holder writes into the file decides alo
     fcntl = None
 
 NAME = "run.lock"
+LENGTH = 300  # characters of the file
 RENEWED = 10.0  # seconds between the marks of life of a holder
 WATCHED = 35.0  # seconds without one, after which a holder that the kernel does not know is dead
 
@@ -40,14 +41,15 @@ class FolderLock:
     def _take(self, report):
         """(open file, what was in it), once it is ours."""
         while True:
-            file = open(self.path, "a+", encoding="utf-8")
+            file = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
             kept = _kernel_lock(file)
             holder = _content(file)
             if kept is False or (holder and (kept is None or holder.get("host") != self.own["host"])
                                  and self._shows_life(file, holder, report)):
+                name = _described(_content_soon(file))
                 file.close()
                 raise ValueError(
-                    f"{self.path.parent} is in use by {_described(holder) or 'another process'}: one run, one folder. Wait for "
+                    f"{self.path.parent} is in use by {name or 'another process'}: one run, one folder. Wait for "
                     f"it to end, or use another --tag or --output. (Several processes of one run are started by torchrun; "
                     f"without it each is a run of its own.)")
             if _is_at(file, self.path):
@@ -69,8 +71,7 @@ class FolderLock:
         if self.file and time.monotonic() - self.renewed >= RENEWED or not self.renewed:
             self.renewed = time.monotonic()
             self.file.seek(0)
-            self.file.truncate()
-            self.file.write(json.dumps({**self.own, "renewed": time.time()}))
+            self.file.write(json.dumps({**self.own, "renewed": time.time()}).ljust(LENGTH))  # whoever reads it sees it whole
             self.file.flush()
 
     def release(self):
@@ -105,6 +106,16 @@ def _content(file):
     except ValueError:  # empty, or cut off by a full disk
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+def _content_soon(file):
+    """What the holder says of itself; one that has just come has not written it yet."""
+    for _ in range(40):
+        holder = _content(file)
+        if holder:
+            break
+        time.sleep(0.05)
+    return holder
 
 
 def _described(holder):
