@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import uuid
 
 from torch import distributed as dist
 
@@ -24,6 +25,8 @@ class Heartbeat(threading.Thread):
     Every process tells through the launcher's store that it lives and what it is at. Rank 0 watches all others, they watch
     rank 0. Counted are the looks at which another did not move, so that a job that was suspended as a whole goes on.
 
+    All processes must make one.
+
     Args:
         lock: FolderLock to renew, or None.
         timeout: seconds that a process may be silent.
@@ -35,15 +38,41 @@ class Heartbeat(threading.Thread):
         self.at = ("starting", ())  # what this process is at: a text, and what is put into it
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.ended = threading.Event()
-        self.count, self.silent, self.alive = 0, {}, set()
-        self.store = dist.PrefixStore("heartbeat", distributed.store()) if distributed.world_size() > 1 else None
+        self.beats, self.told, self.judged = {}, 0, 0  # rank: what it told last; how often this process has told; and looked
+        self.silent = {}
+        self.store = None
+        if distributed.world_size() > 1:
+            # nobody hears what ranks of an earlier attempt have told; from here on each knows the others
+            self.store = dist.PrefixStore(distributed.from_rank0(uuid.uuid4().hex), distributed.store())
+            for _ in range(2):
+                self._tell()
+                distributed.barrier()
 
     def run(self):
+        # in a thread of its own, since it waits without end for a store whose process is stopped
+        threading.Thread(target=self._keep_telling, daemon=True, name="telling").start()
         while not self.ended.wait(BEAT):
             try:
                 self._look()
             except OSError as error:
                 log.warning("the lock of the run folder can't be renewed: %s", error)
+
+    def _keep_telling(self):
+        while self.store is not None and not self.ended.wait(BEAT):
+            self._tell()
+
+    def _tell(self):
+        """Tell the others that this process lives, and hear what they have told."""
+        rank = distributed.rank()
+        own = {"at": self.at[0].format(*self.at[1]), "count": self.told, "pid": os.getpid(), "host": socket.gethostname()}
+        try:
+            self.store.set(f"beat_{rank}", json.dumps(own))
+            for other in range(1, distributed.world_size()) if rank == 0 else [0]:
+                if self.store.check([f"beat_{other}"]):
+                    self.beats[other] = json.loads(self.store.get(f"beat_{other}"))
+        except (RuntimeError, dist.DistError):  # the store is gone: collective operations will notice, or have ended
+            self.store = None
+        self.told += 1
 
     def _look(self):
         if self.parent and os.getppid() != self.parent:
@@ -53,29 +82,17 @@ class Heartbeat(threading.Thread):
             self.store = None  # it was the launcher's
         if self.lock:
             self.lock.renew()
-        if self.store is not None:
-            try:
-                self._exchange()
-            except (RuntimeError, dist.DistError):  # the store is gone: collective operations will notice, or have ended
-                self.store = None
-
-    def _exchange(self):
-        rank = distributed.rank()
-        self.count += 1
-        self.store.set(f"beat_{rank}", json.dumps({
-            "count": self.count, "at": self.at[0].format(*self.at[1]), "pid": os.getpid(), "host": socket.gethostname()}))
-        for other in range(1, distributed.world_size()) if rank == 0 else [0]:
-            if self.count > 1 and self.store.check([f"beat_{other}"]):
-                self._compare(other, json.loads(self.store.get(f"beat_{other}")))
+        # a store that does not answer rank 0 is the launcher's; the others can't tell it from rank 0, which may keep it
+        if self.store is not None and (distributed.rank() != 0 or self.told != self.judged):
+            for other, beat in list(self.beats.items()):
+                self._compare(other, beat)
+        self.judged = self.told
 
     def _compare(self, other, beat):
-        first, moved = other not in _heard, beat != _heard.get(other)
+        moved = beat != _heard.get(other)
         _heard[other] = beat
-        if moved and not first:
-            self.alive.add(other)
         self.silent[other] = 0 if moved else self.silent.get(other, 0) + 1
-        # what was never seen to move may be of a process of an earlier attempt
-        if other in self.alive and self.silent[other] * BEAT >= self.patience:
+        if self.silent[other] * BEAT >= self.patience:
             text = (f"[rank {distributed.rank()}] error: rank {other} (process {beat['pid']} on {beat['host']}) has not "
                     f"answered for {self.silent[other] * BEAT:.0f} s: it was stopped, or its machine is gone. It was last at "
                     f"{beat['at']}. Start the same command again to go on from the newest checkpoint.")
@@ -92,7 +109,7 @@ class Heartbeat(threading.Thread):
 
     def end(self):
         self.ended.set()
-        self.join()
+        self.join()  # not the one that tells: it may wait for a store that is no more
 
 
 def others():

@@ -22,9 +22,9 @@ ROOT = Path(sys.argv[1])  # the repository, or a copy of it
 def main():
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    import torch.distributed  # noqa: F401
     import tensorboard.compat.proto.event_pb2
     import tensorboard.summary.writer.record_writer  # noqa: F401
+    import torch.distributed  # noqa: F401
 
     import main_finetune  # noqa: F401
     import main_linprobe  # noqa: F401

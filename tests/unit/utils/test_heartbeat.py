@@ -1,5 +1,4 @@
 """What ranks tell each other of themselves, with a store in place of a launcher's."""
-import json
 import os
 
 import pytest
@@ -24,13 +23,17 @@ def beats(monkeypatch):
     monkeypatch.setattr(distributed, "store", lambda: store)
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(distributed, "from_rank0", lambda value: "this start")
     monkeypatch.setattr(heartbeat, "_heard", {})
 
     def make(rank, timeout=5.0):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
         beat = Heartbeat(None, timeout)
 
         def look():
             monkeypatch.setattr(distributed, "rank", lambda: rank)
+            if beat.store is not None:
+                beat._tell()
             beat._look()
         beat.look = look
         return beat
@@ -69,9 +72,9 @@ def test_suspended_job_goes_on(beats):
         second.look()
 
 
-def test_what_an_earlier_attempt_left_in_the_store_is_nobody(beats):
-    dist.PrefixStore("heartbeat", beats.store).set("beat_1", json.dumps(
-        {"count": 9, "at": "x", "pid": 1, "host": "here"}))
+def test_what_an_earlier_attempt_left_in_the_store_is_nobody(beats, monkeypatch):
+    beats(1)
+    monkeypatch.setattr(distributed, "from_rank0", lambda value: "a later start")
     first = beats(0)
     for _ in range(20):
         first.look()
@@ -86,6 +89,28 @@ def test_store_that_is_gone_is_not_asked_again(beats):
     first.store = type("Gone", (), {"set": gone})()
     first.look()
     assert first.store is None
+
+
+def test_store_that_does_not_answer_is_rank_0_for_the_others(beats, capsys):
+    """It keeps the store where no launcher does: whoever asks a stopped process waits without end."""
+    first, second = beats(0), beats(1)
+    for _ in range(3):
+        first.look()
+        second.look()
+    with pytest.raises(Ended):
+        for _ in range(9):
+            second._look()  # while telling hangs
+    assert "[rank 1] error: rank 0 " in capsys.readouterr().err
+
+
+def test_store_that_does_not_answer_rank_0_is_nobodys_fault(beats):
+    first, second = beats(0), beats(1)
+    for _ in range(3):
+        second.look()
+        first.look()
+    for _ in range(20):
+        first._look()
+    assert beats.killed == []
 
 
 def test_end_of_the_launcher_asks_the_run_to_stop(beats, monkeypatch):
