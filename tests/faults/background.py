@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.integration.processes import ROOT, Result, environment, result
 
 NAP = 0.0005           # seconds between two looks, short beside the writing of a checkpoint
-HANGS_AFTER = 400      # seconds; a run of a few seconds that takes this long hangs, however slow the machine
+HANGS_AFTER = 200      # seconds; a run of a second or two that takes this long hangs, however slow the machine
 
 
 class Forked:
@@ -41,7 +41,8 @@ class Forked:
 
     def signal(self, number, rank=None):
         """Send a signal to one rank, or to every process of the run; one that has ended does not mind."""
-        self.processes()
+        if not self.processes():  # then its number may be given to another
+            return
         try:
             os.killpg(self.pids[0], number) if rank is None else os.kill(self.pids[rank], number)
         except ProcessLookupError:
@@ -124,6 +125,7 @@ class Launched:
                 pass
 
     def kill(self):
+        """kill -9 of everything; returns when nothing is left."""
         while self.processes():  # one that was starting others may need a second round
             self.signal(signal.SIGKILL)
             self.launcher.poll()

@@ -16,6 +16,14 @@ def bench(forks, images, pretrained_run, tmp_path_factory):  # noqa: F811
     return Bench(forks, images, pretrained_run / "encoder.pth", tmp_path_factory.mktemp)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(request):
+    """Ends what a test has left running, stopped or hanging."""
+    yield
+    if "bench" in request.fixturenames:
+        request.getfixturevalue("bench").clear()
+
+
 @pytest.fixture
 def inject(request):
     """inject(kind, times=1): note that a fault was injected. It counts as recovered if the test passes, else as lost."""

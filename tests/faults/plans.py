@@ -92,6 +92,7 @@ class Bench:
     images: Path
     encoder: Path
     scratch: Any
+    jobs: list = field(default_factory=list)  # all that were started
     references: dict = field(default_factory=dict)
     recipes: dict = field(default_factory=dict)
 
@@ -118,15 +119,25 @@ class Bench:
         words = self.words(plan, output, **settings)
         each = launcher_environments(plan.ranks) if plan.ranks > 1 else [{}]
         if fault is None:
-            return Forked(self.forks, [(plan.script, words, env) for env in each])
-        return Forked(self.forks, [(plan.script, words, {**env, "FAULT": json.dumps(fault)}) for env in each], INJECTED)
+            return self._noted(Forked(self.forks, [(plan.script, words, env) for env in each]))
+        ranks = [(plan.script, words, {**env, "FAULT": json.dumps(fault)}) for env in each]
+        return self._noted(Forked(self.forks, ranks, INJECTED))
 
     def launch(self, plan, output, **settings):
         """Start a plan as users do, by the interpreter or torchrun. Returns: background.Launched."""
         launcher = [] if plan.ranks == 1 else [
             "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", plan.ranks, "--redirects", 3, "--log-dir",
             output / "ranks"]
-        return Launched(output / "console", *launcher, plan.script, *self.words(plan, output, **settings))
+        return self._noted(Launched(output / "console", *launcher, plan.script, *self.words(plan, output, **settings)))
+
+    def _noted(self, job):
+        self.jobs.append(job)
+        return job
+
+    def clear(self):
+        """End what a test has left running."""
+        while self.jobs:
+            self.jobs.pop().kill()
 
     def run(self, plan, output, **settings):
         """Run a plan to its end, which must be a good one. Returns: [Result, ...]."""

@@ -33,6 +33,7 @@ def main():
     gc.freeze()  # the children need not walk through all of this
     print(json.dumps({"ready": True}), flush=True)
     groups, codes = [], {}
+    signal.signal(signal.SIGTERM, lambda number, frame: end(groups))
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
         if "end" in order:
@@ -44,7 +45,12 @@ def main():
         else:
             answer = {"codes": [end_of(pid, codes, order["wait"]) for pid in order["end_of"]]}
         print(json.dumps(answer), flush=True)
-    for group in groups:  # the tests are gone: what they left running goes, too
+    end(groups)
+
+
+def end(groups):
+    """The tests are gone: what they left running goes, too."""
+    for group in groups:
         try:
             os.killpg(group, signal.SIGKILL)
         except ProcessLookupError:
