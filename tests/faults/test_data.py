@@ -106,7 +106,7 @@ def test_many_bad_images_stop_the_run_with_a_list(name, data, bench, inject, rng
     for path in bad:
         KINDS[rng.choice(["cut", "empty", "html", "noise", "header"])](path, rng)
         inject("bad images: 60 %")
-    results, folder = bench.start(plan, tmp_path, data=data).wait(), bench.folder(plan, tmp_path)
+    results = bench.start(plan, tmp_path, data=data).wait()
     assert 2 in [result.code for result in results] and all(result.code for result in results), results
     assert not tracebacks(results), results
     lines = [line for line in error_lines(results) if "MAX_BAD_FRACTION" in line]
