@@ -10,12 +10,14 @@ same maps of one image. `safety` times what guards a run: steps as a run makes t
 NaN, bad images and checkpoints that are due, while a thread renews its lock) beside bare ones, and writing a checkpoint.
 """
 import argparse
+import io
 import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
@@ -191,9 +193,10 @@ def benchmark_mixing(args):
 def benchmark_safety(args):
     device = distributed.start()
     candidate = Candidate(args.cfg, args, device)
-    describe(device, args)
-    with tempfile.TemporaryDirectory() as folder:
-        job = guarded(candidate, folder, device)
+    first = distributed.rank() == 0  # under torchrun all processes do the same, and the first says what it found
+    with redirect_stdout(sys.stdout if first else io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        describe(device, args)
+        job = guarded(candidate, distributed.from_rank0(folder), device)
         for _ in range(3):
             ten_steps(candidate)
         times = []
@@ -206,8 +209,14 @@ def benchmark_safety(args):
             times.append((bare, safe))
         saves = {name: [save_seconds(job, candidate, behind) for _ in range(args.rounds)]
                  for name, behind in (("in place", False), ("SAVE_ASYNC", True))}
-        size = max(path.stat().st_size for path in Path(folder).glob("*.pth")) / 2 ** 20
-        job.lock.release()
+        size = max((path.stat().st_size for path in Path(folder).glob("*.pth")), default=0) / 2 ** 20
+        if first:
+            job.lock.release()
+            report_safety(args, candidate, times, saves, size)
+
+
+def report_safety(args, candidate, times, saves, size):
+    """Print what `benchmark_safety` measured: (bare, guarded) seconds of ten steps; seconds lost to checkpoints; MB of one."""
     step = statistics.median(bare for bare, _ in times) / 10
     print(f"batch {len(candidate.images)}, {candidate.precision}: {step * 1e3:.1f} ms a bare step")
     print(f"steps of a run / bare steps: {statistics.median(safe / bare for bare, safe in times):.4f}")
@@ -228,11 +237,11 @@ class Endless:
 
 def guarded(candidate, folder, device):
     """A Job around a candidate: all that a run has beside its data."""
-    loader, optimizer = Endless(), candidate.updater.optimizer
+    loader, optimizer, first = Endless(), candidate.updater.optimizer, distributed.rank() == 0
     job = Job(config=candidate.config, task="pretrain" if candidate.is_pretrain else "finetune", device=device,
               model=candidate.updater.model, loader=loader, updater=candidate.updater,
               scheduler=build_scheduler(candidate.config, optimizer, len(loader)), compute_loss=None, validate=None,
-              folder=folder, metrics=MetricWriter(folder), lock=FolderLock(folder, print))
+              folder=folder, metrics=MetricWriter(folder if first else None), lock=FolderLock(folder, print) if first else None)
     job.place.meters = [[0.0, 0.0]] * 3
     return job
 

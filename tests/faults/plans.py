@@ -123,11 +123,11 @@ class Bench:
         ranks = [(plan.script, words, {**env, "FAULT": json.dumps(fault)}) for env in each]
         return self._noted(Forked(self.forks, ranks, INJECTED))
 
-    def launch(self, plan, output, **settings):
-        """Start a plan as users do, by the interpreter or torchrun. Returns: background.Launched."""
+    def launch(self, plan, output, flags=(), **settings):
+        """Start a plan as users do, by the interpreter or torchrun with `flags`. Returns: background.Launched."""
         launcher = [] if plan.ranks == 1 else [
-            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", plan.ranks, "--redirects", 3, "--log-dir",
-            output / "ranks"]
+            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", plan.ranks, *flags, "--redirects", 3,
+            "--log-dir", output / "ranks"]
         return self._noted(Launched(output / "console", *launcher, plan.script, *self.words(plan, output, **settings)))
 
     def _noted(self, job):

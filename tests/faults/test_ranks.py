@@ -57,6 +57,18 @@ def test_lost_rank_ends_the_job_of_a_launcher_and_leaves_nothing(number, moment,
     assert_goes_on(bench, plan, tmp_path)
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_launcher_that_may_starts_lost_ranks_again_and_they_go_on(lost, bench, inject, rng, tmp_path):
+    plan = PLANS["two_processes"]
+    job = bench.launch(plan, tmp_path, ["--max-restarts", 2], SAVE_STEPS=1)
+    if wait_for_steps(job, bench.folder(plan, tmp_path), rng.randint(1, 6)) and len(job.ranks()) == 2:
+        inject("SIGKILL of a rank of torchrun --max-restarts")
+        job.signal(signal.SIGKILL, job.ranks()[lost])
+    job.wait().checked()
+    found = difference(bench.folder(plan, tmp_path), bench.reference(plan).folder, plan.last)
+    assert not found, found
+
+
 def test_dead_loader_process_is_survived_or_told_in_a_line(bench, inject, rng, tmp_path):
     plan = PLANS["swin"]
     for attempt in range(5):
