@@ -291,26 +291,31 @@ def fit(job):
     An epoch is saved before it is validated, so that nothing that happens then costs more than the validation.
     Raises: Stopped, once the step is done and saved, if the processes were asked to stop.
     """
-    config, begun = job.config, time.time()
+    begun = time.time()
     if job.was_finished:
         return
     watch = Watch(job)
-    try:
-        with stopping.saving_first():
-            if not job.place.validated:
-                _validate(job, watch)
-            for epoch in range(job.place.epoch, config.TRAIN.EPOCHS):
-                train_epoch(job, epoch, watch)
-                last = epoch == config.TRAIN.EPOCHS - 1
-                if epoch % config.SAVE_FREQ == 0 or last:
-                    watch.save()
-                _validate(job, watch)
-                if last:
-                    watch.complete()
-            job.writer.wait()
-    except stopping.Asked as asked:
-        watch.stop(asked.code)
+    with stopping.saving_first():
+        try:
+            _epochs(job, watch)
+        except stopping.Asked as asked:
+            watch.stop(asked.code)
     log.info("training took %s", _duration(time.time() - begun))
+
+
+def _epochs(job, watch):
+    config = job.config
+    if not job.place.validated:
+        _validate(job, watch)
+    for epoch in range(job.place.epoch, config.TRAIN.EPOCHS):
+        train_epoch(job, epoch, watch)
+        last = epoch == config.TRAIN.EPOCHS - 1
+        if epoch % config.SAVE_FREQ == 0 or last:
+            watch.save()
+        _validate(job, watch)
+        if last:
+            watch.complete()
+    job.writer.wait()
 
 
 def _validate(job, watch):

@@ -62,7 +62,7 @@ def _handle(number, frame):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return
-    if not _State.saves:
+    if not _State.saves and not _State.code:
         _leave(f"{signal.Signals(number).name}: stopped, there was nothing to save", code)
     if _State.code and number == signal.SIGINT and time.monotonic() - _State.since >= _patience():
         _leave("stopped at once: what was not saved is lost", code)

@@ -320,3 +320,11 @@ def test_validation_without_a_number_is_never_best(tmp_path, caplog):
         job = fitted(tmp_path, validate=lambda epoch: {"top1": 50.0 - epoch, "loss": losses[epoch]}, score="top1")
     assert (job.best, job.best_epoch) == (49.0, 1)
     assert "the validation loss of epoch 0 is nan: it can't be the best" in caplog.text
+
+
+def test_signal_that_comes_while_the_run_saves_before_it_stops_does_not_end_it(tmp_path, ask, monkeypatch):
+    """A storm of them: the handlers ask only, until all is saved."""
+    saving = []
+    monkeypatch.setattr("watch.save", lambda *args, **kwargs: saving.append(stopping.saves_first()))
+    stopped(tmp_path, ask, 2)
+    assert saving == [True]
