@@ -64,10 +64,10 @@ def test_decoder_that_crashes_or_hangs_costs_one_file_each(tmp_path, monkeypatch
         return "RGB", 40, 32
 
     monkeypatch.setattr(check_data, "decode", decode)
-    kinds, bad = check_data.check([str(path) for path in sorted(tmp_path.glob("*.png"))], 2, 10 ** 6, timeout=3)
+    kinds, bad = check_data.check([str(path) for path in sorted(tmp_path.glob("*.png"))], 2, 10 ** 6, timeout=8)
     assert sum(kinds.values()) == 3
     assert bad == {str(tmp_path / "crash.png"): "the process that read it ended with code -9",
-                   str(tmp_path / "hang.png"): "not read after 3 seconds"}
+                   str(tmp_path / "hang.png"): "not read after 8 seconds"}
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
