@@ -1,5 +1,6 @@
 """Images that can't be read: what stands in for them, how many are allowed, and the list of them."""
 import json
+import logging
 import os
 
 from torch.utils.data import Dataset
@@ -9,6 +10,8 @@ from data.reading import BadImage, shown
 from utils import distributed
 from utils.files import write_text
 from utils.seeding import REPLACE, rng_for
+
+log = logging.getLogger("simmim.data")
 
 BAD_FILE = "bad_images.txt"
 ADVICE = ("Repair or remove them, name a list of them in DATA.SKIP_LIST (tools/check_data.py makes one), or raise "
@@ -81,15 +84,19 @@ class BadImages:
         listed = {}
         if distributed.rank() == 0 and os.path.exists(path):
             written = os.stat(path).st_mtime
-            listed = {name: reason for name, reason in read_list(path).items() if not _changed_since(name, written)}
+            try:
+                listed = {name: reason for name, reason in read_list(path).items() if _is_as_it_was(name, written)}
+            except ValueError as error:
+                log.warning("%s can't be read, counting anew: %s", path, error)
         self.found.update(distributed.from_rank0(listed))
         self.check(self.found)
 
 
-def _changed_since(path, moment):
+def _is_as_it_was(path, moment):
+    """Whether a file is there and has not changed since; one that is gone is met again."""
     try:
-        return os.stat(path).st_ctime > moment
-    except OSError:
+        return os.stat(path).st_ctime <= moment
+    except (OSError, ValueError):  # no name of a file
         return False
 
 

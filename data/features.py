@@ -146,7 +146,7 @@ class FeatureCache:
             return None
         try:
             array = np.load(path, mmap_mode="r")
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # a header of zeros is a SyntaxError, and so on
             log.warning("%s is broken (%s): extracting again", path, error)
             return None
         return array if array.ndim == 2 and len(array) == count and array.dtype == np.float32 else None

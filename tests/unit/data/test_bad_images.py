@@ -194,8 +194,8 @@ def test_news_are_handed_out_once_and_not_what_others_have_told():
     assert bad.news() == {"/c": "z"} and bad.found == {"/b": "y"}
 
 
-def test_counting_goes_on_after_a_restart_but_not_of_files_that_have_changed(tmp_path):
-    for name in "ab":
+def test_counting_goes_on_after_a_restart_but_not_of_files_that_have_changed_or_gone(tmp_path):
+    for name in "abc":
         noise(tmp_path / f"{name}.png", 0)
     first = BadImages(300, 0.01)
     first.add({str(tmp_path / f"{name}.png"): "broken" for name in "abc"})
@@ -206,10 +206,22 @@ def test_counting_goes_on_after_a_restart_but_not_of_files_that_have_changed(tmp
     assert second.found == first.found
     with pytest.raises(ValueError, match="4 of 300"):
         second.add({"/new.png": "broken"})
-    os.utime(tmp_path / "bad_images.txt", (1, 1))  # before
+    os.remove(tmp_path / "c.png")
     third = BadImages(300, 0.01)
     third.read(tmp_path)
-    assert list(third.found) == [str(tmp_path / "c.png")]  # which is gone
+    assert list(third.found) == [str(tmp_path / f"{name}.png") for name in "ab"]
+    os.utime(tmp_path / "bad_images.txt", (1, 1))  # before
+    fourth = BadImages(300, 0.01)
+    fourth.read(tmp_path)
+    assert not fourth.found
+
+
+@pytest.mark.parametrize("noise, said", [(b"\xff\xfe\x00noise\n\x80", False), (b'"half a na', True)])
+def test_run_goes_on_from_a_list_of_noise(tmp_path, caplog, noise, said):
+    (tmp_path / "bad_images.txt").write_bytes(noise)
+    bad = BadImages(300, 0.01)
+    bad.read(tmp_path)
+    assert not bad.found and ("counting anew" in caplog.text) == said
 
 
 def test_nothing_is_written_or_read_where_nothing_is_bad(tmp_path):
