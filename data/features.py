@@ -273,7 +273,7 @@ def images_checksum(samples):
     for folder in sorted({os.path.dirname(path) for path, _ in samples}):
         digest.update(str(os.stat(folder).st_mtime_ns).encode())
     for path, _ in samples:
-        digest.update(os.path.relpath(path, root).encode() + b"\0")
+        digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 SIMMIM = Path(__file__).parent / "fixtures" / "simmim"
@@ -57,3 +58,12 @@ def worst_relative_error(actual, expected, scale=None):
     assert tuple(actual.shape) == tuple(expected.shape)
     scale = expected.abs().max().item() if scale is None else scale
     return (actual.detach().double() - expected.double()).abs().max().item() / scale
+
+
+def import_transformers():
+    """The package, of the versions whose names our conversion speaks; a test that wants it is skipped without one."""
+    reason = "compares with transformers: pip install -r requirements-bench.txt"
+    transformers = pytest.importorskip("transformers", reason=reason)
+    if int(transformers.__version__.partition(".")[0]) >= 5:  # which renamed the modules
+        pytest.skip(f"{reason} (version {transformers.__version__} is installed)", allow_module_level=True)
+    return transformers

@@ -9,9 +9,8 @@ from models import build_model, load_pretrained
 from models.weights.layouts import read_layout, write_layout
 from utils.checkpoint import save_checkpoint
 
-from .recorded import opts_of
+from .recorded import import_transformers, opts_of
 
-REASON = "compares with transformers: pip install -r requirements-bench.txt"
 SIZE, CLASSES = (64, 64), 5
 COMMON = {"DATA.IMG_SIZE": list(SIZE), "MODEL.NUM_CLASSES": CLASSES, "MODEL.DROP_PATH_RATE": 0.0}
 STAGES = {"EMBED_DIM": 8, "DEPTHS": [2, 1, 2, 1], "NUM_HEADS": [1, 2, 2, 4], "WINDOW_SIZE": 2}
@@ -67,7 +66,7 @@ def timm_vit(classes, pool):
 
 
 def hf(name, config, settings, **more):
-    transformers = pytest.importorskip("transformers", reason=REASON)
+    transformers = import_transformers()
     config = getattr(transformers, config)(image_size=SIZE[0], num_labels=CLASSES, **settings)
     return getattr(transformers, name)(config, **more)
 

@@ -16,9 +16,9 @@ from .mae_records import (
     to_transformers,
     transformers_rules,
 )
+from .recorded import import_transformers
 
-REASON = "compares with transformers: pip install -r requirements-bench.txt"
-transformers = pytest.importorskip("transformers", reason=REASON)
+transformers = import_transformers()
 
 SETTINGS = {"img_size": 48, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "decoder_embed_dim": 16,
             "decoder_depth": 2, "decoder_num_heads": 2, "mask_ratio": 0.75}
