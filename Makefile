@@ -1,6 +1,6 @@
 # make demo: pre-train, draw reconstructions, fine-tune, evaluate on drawn images (no GPU, no data needed)
 # make test: tests of every part, in minutes      make test-all: all tests, the slow ones too      make lint: ruff
-# make faults: a long campaign of kills, broken files, full disks and signals against real runs (40 minutes)
+# make faults: a long campaign of kills, broken files, full disks and signals against real runs (half an hour)
 # make clean: remove the virtual environment and demo output
 PYTHON ?= python3
 VENV := .venv

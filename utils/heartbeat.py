@@ -63,14 +63,18 @@ class Heartbeat(threading.Thread):
 
     def _tell(self):
         """Tell the others that this process lives, and hear what they have told."""
-        rank = distributed.rank()
+        rank, store = distributed.rank(), self.store
+        if store is None:  # the other thread has seen the launcher end
+            return
         own = {"at": self.at[0].format(*self.at[1]), "count": self.told, "pid": os.getpid(), "host": socket.gethostname()}
         try:
-            self.store.set(f"beat_{rank}", json.dumps(own))
+            store.set(f"beat_{rank}", json.dumps(own))
             for other in range(1, distributed.world_size()) if rank == 0 else [0]:
-                if self.store.check([f"beat_{other}"]):
-                    self.beats[other] = json.loads(self.store.get(f"beat_{other}"))
-        except (RuntimeError, dist.DistError):  # the store is gone: collective operations will notice, or have ended
+                if store.check([f"beat_{other}"]):
+                    self.beats[other] = json.loads(store.get(f"beat_{other}"))
+        # the store is gone, which torch says in many ways: collective operations will notice, or have ended
+        except Exception as error:
+            log.debug("nothing is told any more: %s", error)
             self.store = None
         self.told += 1
 

@@ -81,14 +81,16 @@ def test_what_an_earlier_attempt_left_in_the_store_is_nobody(beats, monkeypatch)
     assert beats.killed == []
 
 
-def test_store_that_is_gone_is_not_asked_again(beats):
+@pytest.mark.parametrize("kind", [RuntimeError, dist.DistNetworkError, ValueError, AttributeError])
+def test_store_that_is_gone_is_not_asked_again(beats, kind):
     first = beats(0)
 
     def gone(*args):
-        raise RuntimeError("Connection reset by peer")
+        raise kind("Connection reset by peer")
     first.store = type("Gone", (), {"set": gone})()
     first.look()
     assert first.store is None
+    first._tell()  # the thread that tells may have been on its way
 
 
 def test_store_that_does_not_answer_is_rank_0_for_the_others(beats, capsys):
