@@ -109,7 +109,7 @@ class Probe:
     def nearest_neighbours(self):
         """Accuracy of the votes of neighbours, for each layer and number of them; each image counted once."""
         config, records = self.config, []
-        labels, bank_labels = (torch.tensor([label for _, label in loader.dataset.samples])
+        labels, bank_labels = (torch.from_numpy(loader.dataset.samples.labels)
                                for loader in (self.loaders.val, self.loaders.plain))
         for layer, bank, val in zip(self.model.layers, self.features("plain"), self.features("val"), strict=True):
             left_out, unread = set(unreadable_rows(val).tolist()), unreadable_rows(bank)

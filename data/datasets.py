@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from data.reading import MAX_PIXELS, read_image, without_limit
+from data.samples import Samples
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
 DATA_FLAG = "--data-path"
@@ -28,7 +29,7 @@ class ImageDataset(Dataset):
     shares_masks = False
 
     def __init__(self, samples, transform, mode="RGB", seed=0, max_pixels=MAX_PIXELS):
-        self.samples = samples
+        self.samples = Samples.of(samples)
         self.transform = transform
         self.mode = mode
         self.seed = seed

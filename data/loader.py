@@ -26,6 +26,7 @@ from data.features import FeatureLoader
 from data.masks import build_mask_generator
 from data.reading import BadImage, shown
 from data.samplers import EpochSampler, EvalSampler
+from data.samples import Samples
 from data.transforms import (
     eval_transform,
     finetune_transform,
@@ -116,7 +117,7 @@ def _pretrain_loaders(config, train):
     if not train:
         return Loaders(None, val, pictures=held_out and Pictures(held_out))
     _warn_of_val_inside(train_folder, val_folder)
-    samples = unlabelled_samples(train_folder)
+    samples = Samples(unlabelled_samples(train_folder))  # once for both
     dataset = masked(samples, pretrain_transform(config))
     return Loaders(_train_loader(config, dataset, train_folder), val, pictures=Pictures(held_out or plain(samples)))
 
@@ -136,7 +137,7 @@ def build_probe_loaders(config, train=True):
     val = _eval_loader(config, images(val_samples, eval_transform))
     if not train:
         return Loaders(None, val, classes)
-    samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
+    samples = Samples(per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED))  # once for both
     augmented = None
     if config.PROBE.AUGMENT and not config.PROBE.KNN:
         augmented = _train_loader(config, images(samples, probe_transform), config.DATA.DATA_PATH)
@@ -147,7 +148,7 @@ def build_probe_loaders(config, train=True):
 
 def feature_loader(config, loader, shuffled):
     """A FeatureLoader over the images of a loader, in the order of training or of evaluation."""
-    labels = torch.tensor([label for _, label in loader.dataset.samples])
+    labels = torch.from_numpy(loader.dataset.samples.labels)
     sampler = _epoch_sampler(config, len(labels)) if shuffled else loader.sampler
     return FeatureLoader(labels, config.DATA.BATCH_SIZE, sampler, seed=config.SEED if shuffled else None)
 
