@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -186,7 +187,17 @@ def parallel(model, device):
     # buffers are indices and masks, equal everywhere; the option that says so was renamed in torch 2.15
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.ndim == 4:
+            parameter.register_hook(partial(_laid_out_as, parameter.stride()))
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{name: False})
+
+
+def _laid_out_as(strides, gradient):
+    """A gradient of a convolution in the layout of its weight, in which processes add it up; else torch warns."""
+    if gradient.stride() == strides:
+        return gradient
+    return torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
 
 
 # ---- starting -----------------------------------------------------------------------------------------------------

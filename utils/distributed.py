@@ -14,8 +14,10 @@ def start(local_rank=0, timeout_minutes=30):
         local_rank: device index where no launcher sets LOCAL_RANK.
         timeout_minutes: a collective operation that waits longer fails instead of hanging.
     Returns: torch.device: CUDA, MPS or CPU.
-    Raises: ValueError where the launcher's environment is incomplete or there are fewer GPUs than processes.
+    Raises: ValueError where the launcher's environment is incomplete, there are fewer GPUs than processes, or this is one of
+        several tasks of Slurm or MPI that do not know of each other.
     """
+    _refuse_task_of_many()
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
     device = _device(local_rank)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
@@ -54,6 +56,23 @@ def store(timeout=timedelta(minutes=5)):
 def attempt():
     """How often the launcher has started the ranks before."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+# (number of this task, how many there are) as srun and mpirun name them; a step of a Slurm job may have fewer than the job
+TASKS = {"srun": ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")),
+         "mpirun": ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)), "mpiexec": ("PMI_RANK", ("PMI_SIZE",))}
+
+
+def _refuse_task_of_many():
+    """Without torchrun's variables each task would train alone what all of them are to train together."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    for starter, (number, counts) in TASKS.items():
+        count = next((os.environ[name] for name in counts if os.environ.get(name)), "1")
+        if number in os.environ and count.isdecimal() and int(count) > 1:
+            raise ValueError(f"this is task {os.environ[number]} of {count} ({number}, set by {starter}), and they do not know "
+                             f"of each other: have {starter} start one torchrun on each machine (README, \"Several GPUs and "
+                             f"nodes\"), or one task (unset {number} to run this process alone).")
 
 
 def _device(local_rank):
