@@ -31,7 +31,7 @@ from models.inputs import (  # what a config says of images; from here for all a
 )
 from models.methods import METHODS, SHARED
 from utils.cli import run
-from utils.files import write_text
+from utils.files import expanded, write_text
 from utils.settings import (
     FINETUNE,
     JOBS,
@@ -316,7 +316,7 @@ def find_recipe(path):
 
     Returns: absolute Path, of a file that may not exist.
     """
-    path = Path(os.path.expanduser(path))
+    path = Path(expanded(path))
     places = [path, ROOT / path]
     if path.parent.name in MOVED:
         old, new = path.parent.name, MOVED[path.parent.name]

@@ -461,12 +461,16 @@ def print_predictions(paths, results, errors, as_json):
         found = [{"image": str(path)} | ({"error": errors[path]} if result is None else
                                          {key: value for key, value in result.items() if key != "pred_scores"})
                  for path, result in pairs]
-        in_ascii = any("\udc80" <= sign <= "\udcff" for path in paths for sign in str(path))  # names that are no UTF-8
-        return print(json.dumps(found, indent=1, ensure_ascii=in_ascii, allow_nan=False))
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:  # a name that is no text, or a console of another alphabet
+            text = json.dumps(found, indent=1, allow_nan=False)
+        return print(text)
     rows = [("image", "class", "score")]
     for path, result in pairs:
         for i, best in enumerate(result["pred_topk"] if result else []):
-            rows.append((shown(path) if i == 0 else "", str(best.get("class", best["label"])), f"{best['score']:.4f}"))
+            rows.append((shown(path) if i == 0 else "", shown(best.get("class", best["label"])), f"{best['score']:.4f}"))
     print("\n".join(aligned(rows, num_left=2)))
 
 

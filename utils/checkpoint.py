@@ -13,7 +13,7 @@ import torch
 
 from utils import distributed, formats, sharding
 from utils.download import fetch, weights_folder
-from utils.files import naming, process_lives, replacing, sync_folder
+from utils.files import expanded, naming, process_lives, replacing, sync_folder
 from utils.finite import check_finite
 
 CHECKPOINT = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?(\.pth)?")  # the name of a folder has no ending
@@ -58,7 +58,7 @@ def load_checkpoint(source, moments=True):
     Returns: dictionary. A config pickled by yacs comes back as nested dictionaries; a folder as one file would.
     Raises: FileNotFoundError; ValueError if the file is broken or holds anything but plain data.
     """
-    path = _download(source) if urlparse(str(source)).scheme in ("http", "https", "file") else Path(source)
+    path = _download(source) if urlparse(str(source)).scheme in ("http", "https", "file") else Path(expanded(source))
     if str(source) and path.is_dir():
         return load_folder(path, moments=moments)
     if path.exists() and not path.is_file():

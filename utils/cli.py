@@ -1,5 +1,6 @@
 """Command line of the mains: the flags of the official SimMIM, and errors as one line."""
 import argparse
+import io
 import logging
 import math
 import os
@@ -70,6 +71,9 @@ def run(main, *arguments):
     """
     from utils import distributed, heartbeat  # here, so that --help does not wait for torch
 
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may be what a console can't show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(*arguments)
         distributed.stop()
@@ -109,5 +113,4 @@ def _one_line(error):
     if "Original Traceback" in text:
         last = text.splitlines()[-1]
         text = last.partition(": ")[2] or last
-    text = text.encode(errors="backslashreplace").decode()  # names of files may be no text
     return " ".join(text.split()) or type(error).__name__

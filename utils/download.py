@@ -13,6 +13,8 @@ from urllib.request import Request, urlopen
 import torch
 from tqdm import tqdm
 
+from utils.files import expanded
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -36,7 +38,7 @@ def hub_folder():
 
 def weights_folder(folder=None):
     """Where downloaded weights lie: `folder`, else that of the environment variable SIMMIM_WEIGHTS, else torch.hub's."""
-    return Path(folder or os.environ.get(FOLDER_VARIABLE) or hub_folder()).expanduser()
+    return Path(expanded(folder or os.environ.get(FOLDER_VARIABLE) or hub_folder()))
 
 
 def fetch(url, target, sha256=None, progress=True):
@@ -56,7 +58,7 @@ def fetch(url, target, sha256=None, progress=True):
     """
     parts = urlparse(str(url))
     if parts.scheme in ("", "file"):
-        path = Path(unquote(parts.path) if parts.scheme else url).expanduser()
+        path = Path(expanded(unquote(parts.path) if parts.scheme else url))
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give the path or https address of a file.")
         check_sha256(path, sha256)

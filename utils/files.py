@@ -1,8 +1,27 @@
 """Writing so that a crash leaves what was there or what is new, and errors that say where and how much space is left."""
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+
+VARIABLE = re.compile(r"(?:^|(?<=/))\$(\w+|\{\w+\})")  # at the beginning of a part: elsewhere a $ may belong to a name
+
+
+def expanded(path):
+    """A path (text) with `~`, `$NAME` and `${NAME}` replaced, as a shell does; one that exists as it is stays so.
+
+    Raises: ValueError if a variable at the beginning of a part is not set: what was meant as a place is not made a name.
+    """
+    path = str(path)
+    if os.path.lexists(path):
+        return path
+    found = os.path.expandvars(os.path.expanduser(path))
+    unset = VARIABLE.search(found)
+    if unset:
+        raise ValueError(f"{path}: the environment variable {unset[1].strip('{}')} is not set. Set it (export "
+                         f"{unset[1].strip('{}')}=...), or write the path out.")
+    return found
 
 
 @contextmanager

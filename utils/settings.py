@@ -6,11 +6,12 @@ checking, suggestions, the table of `python config.py`, docs/settings.md and the
 import ast
 import difflib
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+from utils.files import expanded
 
 JOBS = {"pretrain": "main_simmim.py", "finetune": "main_finetune.py", "probe": "main_linprobe.py"}  # what reads settings
 TASKS = ("pretrain", "classification", "probe")  # what the models of these jobs, in their order, are for
@@ -19,7 +20,7 @@ LABELLED = FINETUNE + PROBE
 
 # kinds of values, in the words of the messages
 FLAG, WHOLE, NUMBER, TEXT = "True or False", "a whole number", "a number", "text"
-PATH = "text, a path"  # a leading ~ stands for the home folder
+PATH = "text, a path"  # `~` and variables of the environment are replaced
 WHOLES, NUMBERS, TEXTS = "a list of whole numbers", "a list of numbers", "a list of texts"
 PAIR, SIZE = "two numbers, [first, second]", "a whole number or [height, width]"
 _OF_TYPE = {bool: FLAG, int: WHOLE, float: NUMBER, str: TEXT}
@@ -121,9 +122,15 @@ def convert(key, setting, value, source):
             return None
         raise ValueError(f"{source}: {key} is empty, expected {setting.expected}.")
     try:
-        return _converted(setting.kind, value)
+        value = _converted(setting.kind, value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{source}: {key}={shown(value)} is {_what(value)}, expected {setting.expected}.") from None
+    if setting.kind != PATH:
+        return value
+    try:
+        return expanded(value)
+    except ValueError as error:
+        raise ValueError(f"{source}: {key}={error}") from None
 
 
 def shown(value):
@@ -172,7 +179,7 @@ def _scalar(kind, value):
     if kind in (TEXT, PATH):
         if isinstance(value, (list, tuple, dict)):
             raise ValueError
-        return os.path.expanduser(str(value)) if kind == PATH else str(value)
+        return str(value)
     if isinstance(value, str):
         value = parse(value)
     if (kind == FLAG) != isinstance(value, bool):

@@ -45,3 +45,21 @@ def test_tilde_of_a_flag_and_of_a_file_is_the_home_folder(monkeypatch, tmp_path)
     assert Path(config.DATA.DATA_PATH) == tmp_path / "images"
     assert Path(run_folder(config)) == tmp_path / "runs" / "n" / "t"
     assert with_values(config, OUTPUT="~/other").OUTPUT == str(tmp_path / "other")
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_variable_of_the_environment_is_replaced(key, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    for given, meant in (("$SCRATCH/x", "/scratch/me/x"), ("${SCRATCH}/x", "/scratch/me/x"), ("/a/$SCRATCH", "/a//scratch/me"),
+                         ("/a/5$", "/a/5$"), ("it costs $NOWHERE", "it costs $NOWHERE")):
+        assert flatten(load_config(opts=[key, given]))[key] == meant
+    for given in ("$NOWHERE/x", "/a/${NOWHERE}"):
+        with pytest.raises(ValueError, match=rf"{re.escape(key)}=.* NOWHERE is not set.*export NOWHERE"):
+            load_config(opts=[key, given])
+
+
+def test_folder_that_has_the_name_of_a_variable_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$NOWHERE").mkdir()
+    assert load_config(opts=["DATA.DATA_PATH", "$NOWHERE"]).DATA.DATA_PATH == "$NOWHERE"

@@ -1,5 +1,6 @@
 """Flags of the mains, and errors as one line."""
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,10 @@ def test_output_that_nobody_reads_any_more_is_no_error():
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_console_that_cannot_show_a_name_gets_it_with_a_backslash():
+    program = "import sys; sys.path.insert(0, '.'); from utils.cli import run; run(print, 'caf\\udce9 \u65e5')"
+    shown = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True,
+                           env={**os.environ, "PYTHONIOENCODING": "latin-1:strict"})
+    assert (shown.returncode, shown.stdout) == (0, rb"caf\udce9 \u65e5" + os.linesep.encode()), shown.stderr
