@@ -242,6 +242,7 @@ RUN = {
     "DIST_TIMEOUT_MINUTES": Setting(30.0, "+ a process that is silent, or waited for, longer ends the job with an error",
                                     "minutes", low=0.05),
     "PRETRAINED": Setting("", "checkpoint that initialises the model; path or https address", kind=PATH),
+    "PRETRAINED_KEY": Setting("", '+ which weights of it, where it has several, e.g. model_ema; "" = the likeliest'),
 }
 TITLES = {"DATA": "Images, masks and batches", "MODEL": "The model", "TRAIN": "Training",
           "AUG": "Augmentation of labelled images", "PROBE": "Linear probe and nearest neighbours",

@@ -42,7 +42,7 @@ def main(cfg, opts):
         return evaluate_only(build_model(config, is_pretrain=False).to(device), loaders, config, device, precision)
     model = build_for_training(config, False, device, precision)
     if config.PRETRAINED:
-        load_pretrained(model, config.PRETRAINED)
+        load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
     elif not config.MODEL.RESUME:
         log.info("no --pretrained checkpoint: training from scratch, unless the run folder holds a checkpoint to resume")
     train(model, loaders, config, device, precision)
@@ -55,7 +55,7 @@ def evaluate_only(model, loaders, config, device, precision):
         load_weights(model, content, config.MODEL.RESUME)
         compare_classes(content, loaders.classes, config.MODEL.RESUME)
     else:
-        report = load_pretrained(model, config.PRETRAINED)
+        report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
         if any(name.startswith("head.") for name in report.missing):
             raise ValueError(f"{config.PRETRAINED} has no head for {len(loaders.classes)} classes: there is nothing to "
                              f"evaluate. Fine-tune first, or pass a fine-tuned checkpoint.")

@@ -59,7 +59,7 @@ def main(cfg, opts):
     config = with_classes(config, loaders.classes)
     model = build_probe(config, len(loaders.classes))
     if config.PRETRAINED:
-        load_pretrained(model.encoder, config.PRETRAINED)
+        load_pretrained(model.encoder, config.PRETRAINED, config.PRETRAINED_KEY)
     probe = Probe(config, model.to(device), loaders, device, precision)
     if config.PROBE.KNN:
         return probe.nearest_neighbours()

@@ -40,7 +40,7 @@ def main(cfg, opts):
     model = build_for_training(config, True, device, precision)
     loaders = build_loader(config, is_pretrain=True)
     if config.PRETRAINED:
-        load_pretrained(model, config.PRETRAINED)
+        load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
     train(model, loaders, config, device, precision)
 
 
@@ -54,7 +54,7 @@ def evaluate_only(model, config, device, precision):
     if config.MODEL.RESUME:
         load_weights(model, load_checkpoint(config.MODEL.RESUME, moments=False), config.MODEL.RESUME)
     else:
-        report = load_pretrained(model, config.PRETRAINED)
+        report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
         if any(name.startswith("decoder.") for name in report.missing):
             raise ValueError(f"{config.PRETRAINED} has no decoder: without one there is no reconstruction to evaluate. "
                              f"Use a full checkpoint (ckpt_epoch_N.pth).")

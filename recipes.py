@@ -145,7 +145,7 @@ def load_into(model, recipe, path):
     Raises: as models.weights.pretrained.load_pretrained.
     """
     is_probe = isinstance(model, LinearProbe)
-    report = recipe.report = load_pretrained(model.encoder if is_probe else model, path)
+    report = recipe.report = load_pretrained(model.encoder if is_probe else model, path, recipe.config.PRETRAINED_KEY)
     if is_probe:
         _load_head(model, report)
     if recipe.classes is None and len(report.classes) == recipe.config.MODEL.NUM_CLASSES and not recipe.lacks("head."):

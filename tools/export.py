@@ -49,7 +49,7 @@ import torch
 from config import encoder_config, image_size, load_config, with_values
 from models.build import build_encoder, build_model, materialize
 from models.weights.pretrained import load_pretrained
-from models.weights.sources import SOURCES, under_encoder
+from models.weights.sources import recognised, under_encoder
 from utils.checkpoint import load_checkpoint, weights_of
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -127,8 +127,8 @@ def load_model(config, path, features):
 def num_classes(path):
     """Of the head in a checkpoint. Raises ValueError if there is none."""
     weights = weights_of(load_checkpoint(path, moments=False))
-    convert = next((source.convert for source in SOURCES if source.recognises(weights)), under_encoder)
-    head = convert(weights).get("encoder.head.weight")
+    source, weights, _, _ = recognised(weights, path)
+    head = (source.convert if source else under_encoder)(weights).get("encoder.head.weight")
     if head is None:
         raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the encoder.")
     return len(head)

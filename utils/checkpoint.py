@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 
 from utils import distributed, formats, sharding
@@ -264,15 +265,52 @@ def load_for_resume(source):
     return load_folder(source, tensors=False) if Path(source).is_dir() else load_checkpoint(source)
 
 
-def weights_of(content):
-    """The state dict inside a checkpoint: under `model` or `state_dict`, or the content itself.
+def weights_of(content, key=""):
+    """The state dict inside a checkpoint, as {name: tensor}.
 
     Names are without what DistributedDataParallel and torch.compile add, and `rpe_mlp`, an early name of SwinV2's
     `cpb_mlp`, is brought up to date.
+
+    Args:
+        content: from load_checkpoint.
+        key: where the weights stand in it; "" = the first of formats.WEIGHT_KEYS that is there, or the content itself.
+    Raises: ValueError if nothing of that key is there.
     """
-    weights = next((content[key] for key in formats.WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
+    place, weights = weights_at(content, key)
     return {WRAPPERS.sub("", str(name)).replace("_orig_mod.", "").replace(".rpe_mlp.", ".cpb_mlp."): value
-            for name, value in weights.items() if isinstance(value, torch.Tensor)}
+            for name, value in weights.items()}
+
+
+def weights_at(content, key=""):
+    """(where they stand, "" = alone; {name: tensor}), see weights_of."""
+    found = dict(_state_dicts(content))
+    if key:
+        if key not in found:
+            raise ValueError(f"PRETRAINED_KEY={key} is not in the file. Weights stand under: "
+                             f"{', '.join(name or 'no key' for name in found) or 'no key'}.")
+        return key, found[key]
+    return next(iter(found.items()), ("", {}))
+
+
+def other_weights(content, place):
+    """Keys beside `place` under which weights stand."""
+    return [key for key, _ in _state_dicts(content) if key and key != place and not place.startswith(f"{key}.")]
+
+
+def _state_dicts(content, prefix="", depth=3):
+    """(key, or keys with dots between; {name: tensor}) of all state dicts in a checkpoint, the likelier first."""
+    for key in formats.WEIGHT_KEYS:
+        inside = content.get(key)
+        if isinstance(inside, dict) and depth:
+            yield from _state_dicts(inside, f"{prefix}{key}.", depth - 1)
+    tensors = {name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+               for name, value in content.items() if isinstance(value, torch.Tensor) or _is_numeric(value)}
+    if tensors:
+        yield prefix.rstrip("."), tensors
+
+
+def _is_numeric(value):
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype != np.longdouble
 
 
 def load_weights(model, content, source, advice=USE_PRETRAINED):

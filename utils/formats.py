@@ -15,6 +15,7 @@ import zipfile
 from collections import OrderedDict
 from functools import cache
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,9 +24,28 @@ from utils.extent import check_extent
 
 log = logging.getLogger("simmim.checkpoint")
 
-WEIGHT_KEYS = ("model", "state_dict")  # where the weights of a checkpoint stand
+
+def numpy_array(kind, shape, code):
+    """An empty array, in place of numpy's own of any size: its content comes next, and tells the shape."""
+    return np.empty(0, np.uint8)
+
+
+def numpy_number(kind, content):
+    """A number or text of numpy as one of Python. Raises ValueError on what is neither."""
+    if kind.hasobject or kind.kind not in "?biufcSU" or len(content) != kind.itemsize:
+        raise ValueError(f"it holds a value of numpy's type {kind}")
+    return np.frombuffer(content, kind, 1)[0].item()
+
+
+# where the weights of a checkpoint stand, the likelier first: `module` is DeepSpeed's, teacher and student are of distillation
+WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "module", "network", "net", "weights", "params", "teacher", "student",
+               "model_ema", "ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "checkpoint")
 # official files hold a pickled yacs node (SimMIM) or the arguments of the run (MAE) beside the weights: read as plain data
-PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
+PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace, np.ndarray, np.dtype]
+# numbers and arrays of numpy, whose module was renamed in numpy 2, and their types but for objects and structures
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    PLAIN_DATA += [(numpy_array, f"{_module}._reconstruct"), (numpy_number, f"{_module}.scalar")]
+PLAIN_DATA += [type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?SU"]
 FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # how torch names what a pickle would have called
 ENTRIES = "checkpoint"  # entry of a safetensors file's metadata: what is not a tensor, as JSON
 DIGEST = "sha256"  # another one: checksum of all the rest, see `_digest`
@@ -56,7 +76,7 @@ def write_safetensors(path, state):
         state: weights under `model` or `state_dict`, or standing alone; other entries are numbers, text or None.
     Raises: ValueError on entries that the format can't hold.
     """
-    key = next((key for key in WEIGHT_KEYS if isinstance(state.get(key), dict)), None)
+    key = next((key for key in WEIGHT_KEYS[:2] if isinstance(state.get(key), dict)), None)
     weights = state[key] if key else {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     entries = {name: value for name, value in state.items() if name != key and name not in weights}
     unfit = [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]

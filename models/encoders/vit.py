@@ -300,6 +300,9 @@ class VisionTransformer(Encoder):
             out.update(dict.fromkeys(tables, table))
         # of any table, they are all alike; without the class token
         index = next((value[1:, 1:] for name, value in state_dict.items() if name.endswith("relative_position_index")), None)
+        if "pos_embed" in out and _is_without_class(out["pos_embed"].shape[1], math.prod(self.grid)):
+            out["pos_embed"] = F.pad(out["pos_embed"], (0, 0, 1, 0))  # a position of 0 changes nothing
+            resized.append("pos_embed")
         for name, value in out.items():
             if name not in own or value.shape == own[name].shape:
                 continue
@@ -311,8 +314,13 @@ class VisionTransformer(Encoder):
             elif name == "pos_embed" and value.shape[2] == own[name].shape[2]:
                 source = source_grid(value.shape[1] - 1, like=self.grid, index=index)
                 out[name] = resize_position_embedding(value, source, self.grid, num_extra=1)
-                resized.append(name)
+                resized += [name] * (name not in resized)
         return out, resized
+
+
+def _is_without_class(rows, cells):
+    """Whether a table of positions has none for the class token, as that of DeiT III: by the number of its rows."""
+    return rows == cells or (math.isqrt(rows) ** 2 == rows and math.isqrt(rows - 1) ** 2 != rows - 1 and rows != cells + 1)
 
 
 def build_vit(config, img_size, num_classes, use_mask_token):

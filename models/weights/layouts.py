@@ -22,7 +22,7 @@ from models.weights.key_maps import (
     VIT_TIMM,
 )
 from models.weights.renaming import KeyMap
-from models.weights.sources import SOURCES, encoder_type
+from models.weights.sources import SOURCES, encoder_type, recognised
 from utils.registry import pick
 
 KINDS = {
@@ -196,7 +196,7 @@ def read_layout(weights, path, layout=None):
         pick(LAYOUTS, layout, "--from")
     if not weights:
         raise ValueError(f"{path} holds no weights: expected a state dict, alone or under `model` or `state_dict`.")
-    source = next((source for source in SOURCES if source.recognises(weights)), None)
+    source, weights, _, others = recognised(weights, path)
     if source is None:
         raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, "
                          f"... Known: {'; '.join(source.name for source in SOURCES)}.")
@@ -205,7 +205,7 @@ def read_layout(weights, path, layout=None):
                          f"use one of {', '.join(source.layouts)}.")
     ours = source.convert(weights)
     unknown = [name for name in ours if not name.startswith(("encoder.", "decoder."))]
-    return {name: tensor for name, tensor in ours.items() if name not in unknown}, source, unknown
+    return {name: tensor for name, tensor in ours.items() if name not in unknown}, source, [*unknown, *others]
 
 
 def write_layout(weights, layout):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder
-from models.weights.sources import SOURCES, Source, as_it_is, encoder_type, under_encoder
-from utils.checkpoint import load_checkpoint, weights_of
+from models.weights.sources import SOURCES, Source, as_it_is, encoder_type, recognised, under_encoder
+from utils.checkpoint import load_checkpoint, other_weights, weights_at, weights_of
 from utils.finite import check_finite
+from utils.formats import WEIGHT_KEYS
 from utils.sharding import assign
 
 log = logging.getLogger("simmim.pretrained")
@@ -22,19 +23,19 @@ FIRST_KERNELS = ("patch_embed.proj.weight", "patch_embed1.proj.weight")
 # ---- recognition ---------------------------------------------------------------------------------------------------
 
 def recognise(weights, encoder, path):
-    """The Source of a file; one with the names of the encoder itself is known, too.
+    """The Source of a file, with its weights as `recognised` returns them; one with the names of the encoder is known, too.
 
     Raises: ValueError that lists the known ones.
     """
-    for source in SOURCES:
-        if source.recognises(weights):
-            return source
+    found = recognised(weights, path)
+    if found[0]:
+        return found
     own = {name for name in _own(encoder) if not _is_optional(name)}
     for prefix, convert in (("encoder.", as_it_is), ("", under_encoder)):
         names = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
         names = {name for name in names if not _is_optional(name) and not name.endswith(REBUILT_BUFFERS)}
         if names and (names <= own or own <= names):
-            return Source("the names of this model", None, convert)
+            return Source("the names of this model", None, convert), weights, "", []
     known = "; ".join(source.name for source in SOURCES)
     raise ValueError(f"{path} holds weights of a kind that is not known: they are named {', '.join(list(weights)[:4])}, ... "
                      f"Known: {known}. Another kind is an entry of SOURCES in models/weights/sources.py.")
@@ -73,7 +74,7 @@ class Report:
         return f"{self.path} ({self.source}): {'; '.join(parts + self.notes)}"
 
 
-def load_pretrained(model, path):
+def load_pretrained(model, path, key=""):
     """Load the encoder of a checkpoint into a model; into a pre-training model the decoder as well, where it fits.
 
     Position tables are resized to the model's grid, the first convolution is adapted to its channels.
@@ -81,18 +82,21 @@ def load_pretrained(model, path):
     Args:
         model: a pre-training method or a classification model.
         path: file or https address; SOURCES lists the kinds.
+        key: where in the file the weights stand, as PRETRAINED_KEY.
     Returns: Report.
     Raises: FileNotFoundError; ValueError if the file is unreadable, of an unknown kind, holds another encoder, or NaN or
         infinite values in what the model takes.
     """
     content = load_checkpoint(path, moments=False)
-    weights = weights_of(content)
+    weights = weights_of(content, key)
     if not weights:
-        raise ValueError(f"{path} holds no weights: expected a state dict, alone or under `model`. "
+        raise ValueError(f"{path} holds no weights: expected a state dict, alone or under one of "
+                         f"{', '.join(WEIGHT_KEYS)}. "
                          f"Its entries are {', '.join(map(str, list(content)[:6])) or 'none'}.")
     encoder = model if isinstance(model, Encoder) else model.encoder
-    source = recognise(weights, encoder, path)
-    report = Report(str(path), source.name, classes=list(content.get("classes") or []))
+    source, weights, prefix, others = recognise(weights, encoder, path)
+    report = Report(str(path), source.name, classes=list(content.get("classes") or []), unexpected=others)
+    report.notes += _where(content, key, prefix)
     weights = source.convert(weights)
     _load_encoder(encoder, {name.removeprefix("encoder."): value for name, value in weights.items()
                             if name.startswith("encoder.")}, report)
@@ -100,6 +104,17 @@ def load_pretrained(model, path):
         _load_rest(model, {name: value for name, value in weights.items() if not name.startswith("encoder.")}, report)
     log.info("%s", report)
     return report
+
+
+def _where(content, key, prefix):
+    """Which weights of a file were taken, as notes, where that is not plain."""
+    place, _ = weights_at(content, key)
+    others, notes = other_weights(content, place), []
+    if others:
+        notes.append(f"taken from {place or 'no key'}; weights are also under {', '.join(others)} (PRETRAINED_KEY chooses)")
+    elif place not in ("", *WEIGHT_KEYS[:2]):
+        notes.append(f"taken from {place}")
+    return notes + ([f"names without {prefix}"] if prefix else [])
 
 
 def _load_encoder(encoder, weights, report):

@@ -1,4 +1,5 @@
 """Kinds of files: whose weights they are, by their names, and how they get ours."""
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,6 +59,43 @@ def _is_fixed(table):
     return bool(sines.abs().max() < 0.6 and cosines.min() > 0.7)
 
 
+# what no encoder of ours has, by a part of a name: loaded without it, the rest would be another model
+FOREIGN = {"register_tokens": "register tokens", "reg_token": "register tokens", "mlp.w12.": "SwiGLU as MLP",
+           "mlp.w1.": "SwiGLU as MLP", "mlp.fc1_g.": "a gated MLP", "attn.q_norm.": "norms of queries and keys",
+           "dist_token": "a distillation token", "norm_pre.": "a norm before the blocks"}
+
+
+def recognised(weights, path):
+    """Whose weights these are, also where all names, or those of one part, have a prefix of their own.
+
+    Args:
+        weights: {name: tensor} from utils.checkpoint.weights_of.
+        path: for messages.
+    Returns: (Source or None, {name: tensor} without the prefix, the prefix, names of other parts, which are left out).
+    Raises: ValueError if they hold a part that no encoder of ours has.
+    """
+    for name in weights:
+        foreign = next((what for part, what in FOREIGN.items() if part in name), None)
+        if foreign:
+            raise ValueError(f"{path} holds an encoder with {foreign} ({name}), which none of MODEL.TYPE has.")
+    stripped, prefix = weights, ""
+    while True:
+        source = next((source for source in SOURCES if source.recognises(stripped)), None)
+        common = os.path.commonprefix(list(stripped))
+        step = common[:common.find(".") + 1]  # one part of the names at a time
+        if source or not step:
+            break
+        stripped, prefix = {name.removeprefix(step): value for name, value in stripped.items()}, prefix + step
+    if source:
+        return source, stripped, prefix, []
+    for part in dict.fromkeys(f"{name.partition('.')[0]}." for name in stripped):
+        inside = {name.removeprefix(part): value for name, value in stripped.items() if name.startswith(part)}
+        source = next((source for source in SOURCES if source.recognises(inside)), None)
+        if source:
+            return source, inside, prefix + part, [name for name in stripped if not name.startswith(part)]
+    return None, weights, "", []
+
+
 def as_it_is(weights):
     return weights
 
@@ -69,6 +107,12 @@ def under_encoder(weights):
 def from_mae(weights):
     """Official MAE, ConvMAE and MixMIM: the root holds all but the decoder; without that a mask token is the encoder's."""
     return MAE_OFFICIAL.to_ours(weights) if "decoder_embed.weight" in weights else under_encoder(weights)
+
+
+def with_timms_scales(weights):
+    """timm and DINOv2 name the layer scales ls1.gamma and ls2.gamma."""
+    return from_mae({name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): value
+                     for name, value in weights.items()})
 
 
 def is_of_timm(weights):
@@ -123,6 +167,8 @@ SOURCES = [
            (*_OWN, *_DETECTION)),
     Source("SwinV2 encoder or classifier", lambda weights: encoder_type(weights) == "swinv2", under_encoder, _OWN),
     Source("ConvMAE", lambda weights: encoder_type(weights) == "convmae", from_mae, _OWN),
+    Source("ViT with layer scales of timm or DINOv2", lambda weights: encoder_type(weights) == "vit"
+           and "blocks.0.ls1.gamma" in weights, with_timms_scales, ("timm",)),
     Source("MAE", lambda weights: encoder_type(weights) == "vit" and "cls_token" in weights
            and ("blocks.0.attn.qkv.bias" in weights or "decoder_embed.weight" in weights), from_mae,
            (*_OWN, "timm", *_DETECTION)),

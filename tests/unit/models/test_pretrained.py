@@ -139,7 +139,7 @@ def test_another_kind_of_file_is_one_entry_of_the_table(tmp_path, monkeypatch):
     source, model = perturb(tiny_model("swin")), tiny_model("swin", seed=9)
     state = {name.replace("encoder.", "backbone.").replace("decoder.", "neck."): value
              for name, value in source.state_dict().items()}
-    monkeypatch.setattr("models.weights.pretrained.SOURCES", [other, *SOURCES])
+    monkeypatch.setattr("models.weights.sources.SOURCES", [other, *SOURCES])
     report = load_pretrained(model, saved(state, tmp_path))
     assert report.source == "another library" and report.missing == []
     assert_equal(model.state_dict(), source.state_dict(), source.state_dict().keys())
