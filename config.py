@@ -101,6 +101,15 @@ def _neighbours(numbers):
     return None if numbers and min(numbers) >= 1 else "must be numbers of neighbours, at least 1, e.g. [10, 20, 100]"
 
 
+def _colour(text):
+    from PIL import ImageColor  # here, so that --help is fast
+
+    try:
+        return None if text == "mean" or len(ImageColor.getrgb(text)) == 3 else "has a transparency of its own, e.g. use white"
+    except ValueError:
+        return "is no colour: expected e.g. white, #808080, rgb(10,20,30), or mean"
+
+
 # ---- declarations -------------------------------------------------------------------------------------------------
 
 DATA = {
@@ -115,6 +124,11 @@ DATA = {
     "TIMEOUT_MINUTES": Setting(10.0, "+ loader processes that give nothing for so long end the run; 0 = never", "minutes",
                                low=0),
     "MAX_PIXELS": Setting(89478485, "+ larger pictures count as unreadable, like broken files", "pixels", low=1, high=10 ** 10),
+    "BACKGROUND": Setting("white", "+ behind transparency: a colour, as name, #rrggbb or rgb(r,g,b), or mean (DATA.MEAN)",
+                          rule=_colour),
+    "WHITE": Setting(0.0, "+ white in files of more than 8 bits, e.g. 4095 of 12 bits in 16; 0 = as the format says",
+                     low=0, high=2 ** 32),
+    "EXIF": Setting(False, "+ turn pictures upright as their EXIF says; without it as torchvision's ImageFolder"),
     "MAX_BAD_FRACTION": Setting(0.01, "+ share of the training images that may be unreadable, at least one; 0 = none", low=0,
                                 high=1),
     "SKIP_LIST": Setting("", "+ list of unreadable training images, as tools/check_data.py writes: passed over unopened",

@@ -57,7 +57,7 @@ from data.datasets import class_names, image_files
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
 from data.reading import BadImage, shown
-from data.transforms import eval_transform, heldout_transform, pil_mode
+from data.transforms import eval_transform, heldout_transform, pil_mode, rules_of
 from models.weights import zoo
 from recipes import build, load_into, open_recipe
 from utils.pictures import picture_grid
@@ -384,7 +384,7 @@ def readable(paths, config):
     errors = {}
     for path in dict.fromkeys(paths):
         try:
-            picture_of(path, pil_mode(config), max_pixels=config.DATA.MAX_PIXELS)
+            picture_of(path, pil_mode(config), rules=rules_of(config))
         except (BadImage, FileNotFoundError) as error:
             errors[path] = str(error)
     return [path for path in paths if path not in errors], errors

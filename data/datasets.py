@@ -1,18 +1,23 @@
 """Image files on disk as samples. Every random draw of a sample is a pure function of (seed, epoch, sample index)."""
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from data.reading import MAX_PIXELS, read_image, without_limit
+from data.reading import DEFAULT, read_image, without_limit
 from data.samples import Samples
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
+log = logging.getLogger("simmim.data")
+
 DATA_FLAG = "--data-path"
 VAL_FLAG = "DATA.VAL_PATH"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".tif", ".tiff",
+                  ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".jp2", ".j2k", ".jpx", ".tga"}
 
 
 class ImageDataset(Dataset):
@@ -23,17 +28,17 @@ class ImageDataset(Dataset):
         transform: PIL image -> tensor; may draw from the global generators.
         mode: PIL mode the files are read in.
         seed: the run's seed.
-        max_pixels: a picture with more can't be read.
+        rules: how files become pictures.
     """
 
     shares_masks = False
 
-    def __init__(self, samples, transform, mode="RGB", seed=0, max_pixels=MAX_PIXELS):
+    def __init__(self, samples, transform, mode="RGB", seed=0, rules=DEFAULT):
         self.samples = Samples.of(samples)
         self.transform = transform
         self.mode = mode
         self.seed = seed
-        self.max_pixels = max_pixels
+        self.rules = rules
 
     def __len__(self):
         return len(self.samples)
@@ -57,7 +62,7 @@ class ImageDataset(Dataset):
             if source is None:
                 picture = Image.new(self.mode, (64, 64))
             else:
-                picture = read_image(self.samples[source][0], self.mode, max_pixels=self.max_pixels)
+                picture = read_image(self.samples[source][0], self.mode, rules=self.rules)
             with seeded_globals(self.seed, AUGMENT, epoch, index):
                 return self.transform(picture)
 
@@ -74,8 +79,8 @@ class MaskedImageDataset(ImageDataset):
         shared: all images of a batch get the mask of one of them, which their keys name: (epoch, index, that one).
     """
 
-    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False, max_pixels=MAX_PIXELS):
-        super().__init__(samples, transform, mode, seed, max_pixels)
+    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False, rules=DEFAULT):
+        super().__init__(samples, transform, mode, seed, rules)
         self.mask_generator = mask_generator
         self.shares_masks = shared
 
@@ -103,7 +108,9 @@ def image_files(root, flag=DATA_FLAG):
     Raises: FileNotFoundError if the folder is missing; ValueError if it holds no image.
     """
     root = require_folder(root, flag)
-    files = sorted(_walk(root))
+    others = Counter()
+    files = sorted(_walk(root, others))
+    _say_others(root, others)
     if not files:
         inside = sorted(path.name for path in root.iterdir())
         found = f"it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "it is empty"
@@ -112,8 +119,19 @@ def image_files(root, flag=DATA_FLAG):
     return files
 
 
-def _walk(root):
-    """Image files below a folder, one after another (millions of files: no Path objects)."""
+def _say_others(root, others):
+    """Say in one line which files below a folder are no images by their names."""
+    if others:
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(8))
+        log.info("%d other files below %s are not read: %s%s", others.total(), root, kinds, ", ..." if len(others) > 8 else "")
+
+
+def _walk(root, others=None):
+    """Image files below a folder, one after another (millions of files: no Path objects).
+
+    Args:
+        others: Counter that gets the suffixes of the files that are none.
+    """
     seen = set()  # links may lead back up
     for folder, subfolders, names in os.walk(root, followlinks=True):
         place = os.path.realpath(folder)
@@ -123,8 +141,13 @@ def _walk(root):
         seen.add(place)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
                 yield os.path.join(folder, name)
+            elif others is not None:
+                others[suffix] += 1
 
 
 def require_folder(root, flag=DATA_FLAG):
@@ -170,7 +193,10 @@ def labelled_samples(root, names, flag=DATA_FLAG):
         raise ValueError(f"{root} has class folders that the training data has not: {', '.join(unknown[:5])}"
                          f"{', ...' if len(unknown) > 5 else ''}. Both need the same classes.")
     labels = {name: label for label, name in enumerate(names)}
-    return [(path, labels[name]) for name in own for path in sorted(_walk(root / name))]
+    others = Counter()
+    samples = [(path, labels[name]) for name in own for path in sorted(_walk(root / name, others))]
+    _say_others(root, others)
+    return samples
 
 
 def per_class_subset(samples, number, seed):

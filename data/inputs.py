@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from config import encoder_config
-from data.reading import MAX_PIXELS, in_mode, read_image, shown
-from data.transforms import PIL_MODES, pil_mode
+from data.reading import DEFAULT, in_mode, read_image, shown
+from data.transforms import PIL_MODES, pil_mode, rules_of
 
 KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in RGB order, a uint8 tensor (3, H, W), or a "
          "normalised float tensor (C, H, W)")
@@ -52,7 +52,7 @@ class Preparation:
                 raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected ({channels}, H, W), "
                                  f"normalised.")
             return image.detach().float().cpu()
-        return self.transform(picture_of(image, pil_mode(self.config), name, self.config.DATA.MAX_PIXELS))
+        return self.transform(picture_of(image, pil_mode(self.config), name, rules_of(self.config)))
 
     def batches(self, images, batch_size):
         """Tensors (B, C, H, W), B up to `batch_size`.
@@ -73,23 +73,23 @@ class Preparation:
             yield torch.stack(batch)
 
 
-def picture_of(image, mode, name="the image", max_pixels=MAX_PIXELS):
+def picture_of(image, mode, name="the image", rules=DEFAULT):
     """A PIL image in a mode.
 
     Args:
         image: one of KINDS, but no float tensor. Arrays may also be (H, W) or have 1 or 4 channels.
         mode: PIL mode.
         name: what errors call an image that has no path.
-        max_pixels: of a file; a larger one is not decoded.
+        rules: what else a config says of files and pictures.
     Raises: FileNotFoundError; ValueError on what can't be read or is no image.
     """
     if isinstance(image, (str, Path)):
         _check_path(image)
-        return read_image(image, mode, max_pixels=max_pixels)
+        return read_image(image, mode, rules=rules)
     if isinstance(image, (bytes, bytearray)):
-        return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)", max_pixels)
+        return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)", rules)
     if isinstance(image, Image.Image):
-        return in_mode(image, mode)
+        return in_mode(image, mode, rules)
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in PIL_MODES:
             raise ValueError(f"{name} is a tensor of {image.dtype} and shape {tuple(image.shape)}, expected uint8 (C, H, W) of "

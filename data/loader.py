@@ -34,6 +34,7 @@ from data.transforms import (
     pil_mode,
     pretrain_transform,
     probe_transform,
+    rules_of,
 )
 from data.workers import Notes, Workers
 from utils import distributed
@@ -107,7 +108,7 @@ def _pretrain_loaders(config, train):
 
     def masked(samples, transform):
         return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED,
-                                  config.DATA.MAX_PIXELS)
+                                  rules_of(config))
 
     def plain(samples):
         return masked(samples, heldout_transform(config))
@@ -132,7 +133,7 @@ def build_probe_loaders(config, train=True):
     mode = pil_mode(config)
 
     def images(samples, transform):
-        return ImageDataset(samples, transform(config), mode, config.SEED, config.DATA.MAX_PIXELS)
+        return ImageDataset(samples, transform(config), mode, config.SEED, rules_of(config))
 
     val = _eval_loader(config, images(val_samples, eval_transform))
     if not train:
@@ -176,14 +177,14 @@ def _finetune_loaders(config, train):
     check_finetuning(config)
     samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
     mode = pil_mode(config)
-    val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED, config.DATA.MAX_PIXELS))
+    val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED, rules_of(config)))
     if not train:
         return Loaders(None, val, classes)
     if len(classes) < 2:
         raise ValueError(f"the training data has one class, {classes[0]}: fine-tuning needs a folder for each of several "
                          f"classes. Check --data-path and DATA.DATASET.")
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
-    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, config.DATA.MAX_PIXELS)
+    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, rules_of(config))
     return Loaders(_train_loader(config, dataset, config.DATA.DATA_PATH), val, classes)
 
 

@@ -3,14 +3,16 @@ import math
 from functools import partial
 
 import torch
-from PIL import ImageOps
+from PIL import ImageColor, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from config import encoder_config, image_size, pixel_statistics
+from data.reading import Rules
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+THINNEST = 32  # long side over short side that is still resized as a whole
 
 
 def pil_mode(config):
@@ -21,6 +23,17 @@ def pil_mode(config):
                          f"{', '.join(map(str, PIL_MODES))} channels; other data needs a dataset class "
                          f"of its own (data/datasets.py).")
     return PIL_MODES[channels]
+
+
+def rules_of(config):
+    """data.reading.Rules of a config."""
+    data = config.DATA
+    if data.BACKGROUND == "mean":
+        means = [round(255 * mean) for mean in pixel_statistics(config)[0]]
+        colour = tuple(means[:3] if len(means) >= 3 else means[:1] * 3)
+    else:
+        colour = ImageColor.getrgb(data.BACKGROUND)
+    return Rules(data.MAX_PIXELS, colour, data.WHITE, data.EXIF)
 
 
 def pretrain_transform(config):
@@ -48,8 +61,26 @@ def simple_resized_crop(size, interpolation=InterpolationMode.BILINEAR):
                                transforms.Pad(4, padding_mode="reflect"), transforms.RandomCrop(size)])
 
 
+def _not_too_thin(picture):
+    """The middle of a picture that is longer than THINNEST of its short sides, which would grow to gigabytes in resizing."""
+    width, height = picture.size
+    longest = THINNEST * min(width, height)
+    if max(width, height) <= longest:
+        return picture
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return picture.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
+class ShortSide(transforms.Resize):
+    """Resize to a short side, for a crop of the middle."""
+
+    def forward(self, img):
+        return super().forward(_not_too_thin(img))
+
+
 def _cover(picture, size, interpolation):
     """The picture resized so that its short side fits; the long one is rounded down."""
+    picture = _not_too_thin(picture)
     (height, width), (own_width, own_height) = size, picture.size
     if own_height * width >= own_width * height:
         height = max(height, int(width * own_height / own_width))
@@ -144,7 +175,7 @@ def eval_transform(config):
     size, interpolation = image_size(config), InterpolationMode(config.DATA.INTERPOLATION)
     if config.TEST.CROP and max(size) > 32:
         larger = tuple(int(side / config.TEST.CROP_RATIO) for side in size)
-        shape = [transforms.Resize(larger[0] if size[0] == size[1] else larger, interpolation=interpolation),
+        shape = [ShortSide(larger[0] if size[0] == size[1] else larger, interpolation=interpolation),
                  transforms.CenterCrop(size)]
     else:
         shape = [transforms.Resize(size, interpolation=interpolation)]
@@ -156,4 +187,4 @@ def heldout_transform(config):
     mean, std = pixel_statistics(config)
     size = image_size(config)
     return transforms.Compose([
-        transforms.Resize(max(size)), transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(mean, std)])
+        ShortSide(max(size)), transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(mean, std)])

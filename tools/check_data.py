@@ -23,6 +23,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the list of bad files")
     parser.add_argument("--workers", type=positive(int), default=8, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--max-pixels", type=positive(int), metavar="N", help="as DATA.MAX_PIXELS, and its default")
+    parser.add_argument("--white", type=positive(float), default=0.0, metavar="VALUE", help="as DATA.WHITE, and its default")
     parser.add_argument("--timeout", type=positive(float), default=60.0, metavar="SECONDS",
                         help="the longest that one file may take (default: %(default)s)")
     return parser.parse_args(argv)
@@ -42,7 +43,7 @@ from tqdm import tqdm
 
 from data.bad_images import named, write_list
 from data.datasets import image_files
-from data.reading import MAX_PIXELS, BadImage, in_mode, read_image
+from data.reading import MAX_PIXELS, BadImage, Rules, in_mode, read_image
 from utils.stopping import kill_children
 from utils.tables import aligned
 
@@ -53,7 +54,7 @@ def main(args):
     if args.output and not args.output.absolute().parent.is_dir():
         raise ValueError(f"--output {args.output}: {args.output.absolute().parent} does not exist. Make it, or choose another.")
     paths = [os.path.abspath(path) for path in image_files(args.folder, "the folder's name")]
-    kinds, bad = check(paths, args.workers, args.max_pixels or MAX_PIXELS, args.timeout)
+    kinds, bad = check(paths, args.workers, Rules(args.max_pixels or MAX_PIXELS, white=args.white), args.timeout)
     print(summary(kinds))
     print(f"{len(paths)} images, {len(bad)} can't be read" + (f": {named(bad)}" if bad else ""))
     if args.output:
@@ -63,7 +64,7 @@ def main(args):
         sys.exit(1)
 
 
-def check(paths, num_workers, max_pixels, timeout):
+def check(paths, num_workers, rules, timeout):
     """Decode files in processes of their own.
 
     Args:
@@ -92,7 +93,7 @@ def check(paths, num_workers, max_pixels, timeout):
     try:
         with tqdm(total=len(paths), unit=" images", disable=None) as progress:
             for _ in range(min(num_workers, len(paths))):
-                give_work(*_worker(max_pixels))
+                give_work(*_worker(rules))
             while busy:
                 oldest = min(since for _, _, since in busy.values())
                 for connection in wait(list(busy), timeout=max(oldest + timeout - time.monotonic(), 0)):
@@ -102,29 +103,29 @@ def check(paths, num_workers, max_pixels, timeout):
                     except EOFError:
                         process.join()
                         done(path, f"the process that read it ended with code {process.exitcode}")
-                        connection, process = _worker(max_pixels)
+                        connection, process = _worker(rules)
                     give_work(connection, process)
                 late = [one for one, (_, _, since) in busy.items() if since + timeout < time.monotonic() and not one.poll()]
                 for connection in late:
                     process, path, _ = busy.pop(connection)
                     process.kill()
                     done(path, f"not read after {timeout:g} seconds")
-                    give_work(*_worker(max_pixels))
+                    give_work(*_worker(rules))
     finally:
         kill_children()
     return kinds, bad
 
 
-def _worker(max_pixels):
+def _worker(rules):
     """A new process that decodes what it is sent: (connection, process)."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_decode_all, args=(theirs, max_pixels), daemon=True)
+    process = multiprocessing.Process(target=_decode_all, args=(theirs, rules), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
     return ours, process
 
 
-def _decode_all(connection, max_pixels):
+def _decode_all(connection, rules):
     """Answer each path that comes, until None does, or nobody is left to send one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends all
     parent = os.getppid()
@@ -133,16 +134,16 @@ def _decode_all(connection, max_pixels):
             path = connection.recv()
             if path is None:
                 return
-            connection.send(decode(path, max_pixels))
+            connection.send(decode(path, rules))
 
 
-def decode(path, max_pixels):
+def decode(path, rules):
     """(mode, width, height) of an image file; or as text why training can't read it; or the OSError that this machine is at
     its end.
     """
     try:
-        picture = read_image(path, None, max_pixels=max_pixels)
-        in_mode(picture, "RGB")
+        picture = read_image(path, None, rules=rules)
+        in_mode(picture, "RGB", rules)
     except BadImage as error:
         return error.reason
     except OSError as error:

@@ -171,6 +171,17 @@ def test_subset_of_one_class_does_not_depend_on_the_others():
     assert per_class_subset(alone, 2, seed=0) == [s for s in per_class_subset(SAMPLES, 2, seed=0) if s[1] == 1]
 
 
+@pytest.mark.parametrize("list_them", [unlabelled_samples, lambda root: labelled_samples(root, ["a"])])
+def test_files_that_are_no_images_are_counted_in_one_line(tmp_path, caplog, list_them):
+    write_image(tmp_path / "a" / "1.png")
+    for name in ("x.txt", "y.TXT", "z.csv", "README", ".hidden"):
+        (tmp_path / "a" / name).write_text("")
+    with caplog.at_level("INFO"):
+        assert len(list_them(tmp_path)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"4 other files below {tmp_path} are not read: 2 .txt, 1 .csv, 1 without suffix"]
+
+
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 def test_grey_image_is_read_as_rgb(tmp_path):

@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data import reading
-from data.reading import BadImage, read_image, shown
+from data.reading import BadImage, Rules, in_mode, read_image, shown
 
 from ..helpers import write_image
 
@@ -74,10 +74,10 @@ def test_file_without_permission_is_bad(tmp_path, monkeypatch):
 
 def test_larger_picture_than_allowed_is_not_decoded(tmp_path, monkeypatch):
     path = write_image(tmp_path / "a.png", size=(40, 30))
-    assert read_image(path, max_pixels=1200).size == (40, 30)
+    assert read_image(path, rules=Rules(max_pixels=1200)).size == (40, 30)
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadImage, match=r"40 x 30 pixels, more than DATA\.MAX_PIXELS=1199"):
-        read_image(path, max_pixels=1199)
+        read_image(path, rules=Rules(max_pixels=1199))
 
 
 @pytest.mark.filterwarnings("error")
@@ -158,7 +158,7 @@ def test_spoiled_bytes_give_pixels_or_the_one_kind_of_error(tmp_path, suffix):
         spoiled[places] = rng.randint(0, 256, len(places))
         path.write_bytes(spoiled.tobytes())
         try:
-            read_image(path, max_pixels=10 ** 6)
+            read_image(path, rules=Rules(max_pixels=10 ** 6))
         except BadImage:
             refused += 1
     assert refused > 0
@@ -166,15 +166,125 @@ def test_spoiled_bytes_give_pixels_or_the_one_kind_of_error(tmp_path, suffix):
 
 # ---- pixels -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ([[0, 0.25, 1], [0.5, -1, np.nan]], [[0, 64, 255], [128, 0, 0]]),
-    ([[0, 100, 255], [30.4, -5, 7]], [[0, 100, 255], [30, 0, 7]]),
-    ([[0, 32768, 65535], [257, 514, np.inf]], [[0, 128, 255], [1, 2, 0]])], ids=["shares", "8 bits", "16 bits"])
-def test_floats_are_scaled_to_greys(tmp_path, values, expected):
+FLOATS = {"shares": ([[0, 0.25, 1], [0.5, -1, np.nan]], 0, [[0, 64, 255], [128, 0, 0]]),
+          "8 bits": ([[0, 100, 255], [30.4, -5, 7]], 255, [[0, 100, 255], [30, 0, 7]]),
+          "16 bits": ([[0, 32768, 65535], [257, 514, np.inf]], 65535, [[0, 128, 255], [1, 2, 0]])}
+
+
+@pytest.mark.parametrize(("values", "white", "expected"), FLOATS.values(), ids=FLOATS)
+def test_floats_are_shares_of_white(tmp_path, values, white, expected):
     Image.fromarray(np.array(values, dtype=np.float32)).save(tmp_path / "a.tiff")
     assert Image.open(tmp_path / "a.tiff").mode == "F"
-    pixels = np.asarray(read_image(tmp_path / "a.tiff"))
+    pixels = np.asarray(read_image(tmp_path / "a.tiff", rules=Rules(white=white)))
     assert pixels.shape == (2, 3, 3) and np.allclose(pixels[..., 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("values, said", [(np.float32([[0, 214]]), "floats up to 214"), (np.int32([[0, 200]]), "32 bits"),
+                                          (np.int32([[0, 60000]]), "32 bits")])
+def test_white_that_is_not_known_is_asked_for(tmp_path, values, said):
+    """A picture that chose it by its own maximum would be on another scale than its neighbours."""
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(BadImage, match=rf"a\.tiff .*{said}.*set DATA\.WHITE"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm"])
+def test_12_bits_in_16_have_the_white_that_is_set(tmp_path, name):
+    Image.fromarray(np.array([[0, 2048, 4095]], dtype=np.uint16)).save(tmp_path / name)
+    for white, expected in ((4095, [0, 128, 255]), (0, [0, 8, 16])):
+        pixels = np.asarray(read_image(tmp_path / name, rules=Rules(white=white)))
+        assert np.allclose(pixels[0, :, 0], expected, atol=1)
+
+
+def transparent(mode):
+    """Left half red, or light grey, right half transparent over green, or dark grey."""
+    picture = Image.new("RGBA", (4, 2), (200, 0, 0, 255))
+    picture.paste((0, 250, 0, 0), (2, 0, 4, 2))
+    if mode == "LA":
+        return Image.merge("LA", (Image.new("L", (4, 2), 200), picture.getchannel("A")))
+    if mode in ("RGBA", "PA", "La", "RGBa"):
+        return picture.convert(mode) if mode != "La" else transparent("LA").convert("La")
+    if mode == "P":
+        out = Image.new("P", (4, 2), 0)
+        out.putpalette([200, 0, 0, 0, 250, 0])
+        out.paste(1, (2, 0, 4, 2))
+        out.info["transparency"] = 1
+    elif mode == "RGB":
+        out = picture.convert("RGB")
+        out.info["transparency"] = (0, 250, 0)
+    else:
+        values = np.full((2, 4), 200 if mode == "L" else 200 * 257, np.uint8 if mode == "L" else np.uint16)
+        values[:, 2:] = 7
+        out = Image.fromarray(values)
+        out.info["transparency"] = 7
+    return out
+
+
+@pytest.mark.parametrize("background, shown_as", [((255, 255, 255), 255), ((0, 0, 0), 0), ((90, 90, 90), 90)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "I;16", "La", "RGBa", "PA"])
+def test_what_lies_under_transparency_is_not_seen(mode, background, shown_as, tmp_path):
+    picture, rules = transparent(mode), Rules(background=background)
+    if mode in ("RGBA", "LA", "P", "RGB", "L", "I;16"):  # what a file can hold
+        picture.save(tmp_path / "a.png", **{key: value for key, value in picture.info.items() if key == "transparency"})
+        picture = read_image(tmp_path / "a.png", None)
+    seen = np.asarray(in_mode(picture, "RGB", rules))
+    assert (seen[:, 2:] == shown_as).all() and (abs(seen[:, :2, 0].astype(int) - 200) <= 1).all()
+    assert np.asarray(in_mode(picture, "L", rules))[0, 3] == shown_as
+
+
+def test_encoder_of_four_channels_gets_the_transparency_itself():
+    assert np.asarray(in_mode(transparent("RGBA"), "RGBA"))[0, 3].tolist() == [0, 250, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_picture_is_turned_upright_where_that_is_wanted(tmp_path, orientation):
+    picture = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    as_stored, upright = (np.asarray(read_image(tmp_path / "a.png", rules=Rules(upright=up))) for up in (False, True))
+    stored = np.asarray(picture)
+    turned = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1], stored.transpose(1, 0, 2),
+              np.rot90(stored, -1), np.rot90(stored, 2).transpose(1, 0, 2), np.rot90(stored)][orientation - 1]
+    assert np.array_equal(as_stored, stored) and np.array_equal(upright, turned)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBA", "LA", "PA", "La", "RGBa",
+                                  "I;16", "I;16B"])
+@pytest.mark.parametrize("wanted", ["L", "RGB", "RGBA"])
+def test_every_mode_of_pillow_becomes_the_wanted_one(mode, wanted):
+    """Light stays light: no mode comes out black, white or dark."""
+    light = Image.new("RGB", (8, 4), (180, 180, 180))
+    if mode.startswith("I;16"):
+        values = np.full((4, 8), 180 * 257, dtype=">u2" if mode.endswith("B") else "<u2")
+        picture = Image.frombytes(mode, (8, 4), values.tobytes())
+    elif mode == "LAB":
+        picture = Image.merge("LAB", (Image.new("L", (8, 4), 187), Image.new("L", (8, 4), 128), Image.new("L", (8, 4), 128)))
+    else:
+        picture = light.convert({"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode, mode))
+        picture = picture.convert(mode) if picture.mode != mode else picture
+    values = np.asarray(in_mode(picture, wanted).convert("RGB")).astype(float)
+    expected = np.asarray(light.convert("1").convert("L")).mean() if mode == "1" else 180
+    assert in_mode(picture, wanted).mode == wanted and abs(values.mean() - expected) < 4
+
+
+def test_first_frame_is_taken_and_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("data.reading._said", set())
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            assert read_image(tmp_path / "a.gif").getpixel((1, 1)) == (255, 0, 0)
+    assert caplog.text.count("the first is taken") == 1 and "a.gif" in caplog.text
+
+
+@pytest.mark.parametrize("more", ["text", "profile"])
+def test_png_with_a_long_text_or_profile_is_read(tmp_path, more):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    extra = {"pnginfo": info} if more == "text" else {"icc_profile": bytes(1_200_000)}
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png", **extra)
+    assert read_image(tmp_path / "a.png").getpixel((1, 1)) == (255, 0, 0)
 
 
 # ---- names --------------------------------------------------------------------------------------------------------

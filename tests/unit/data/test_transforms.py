@@ -148,3 +148,15 @@ def test_fine_tuning_without_auto_augment_takes_any_channels(channels):
     config = tiny_config("vit", {"MODEL.VIT.IN_CHANS": channels, "AUG.AUTO_AUGMENT": None, "AUG.COLOR_JITTER": 0.0,
                                  "AUG.REPROB": 1.0})
     assert finetune_transform(config)(Image.new(pil_mode(config), (40, 30))).shape == (channels, 32, 64)
+
+
+@pytest.mark.parametrize("size", [(2, 20000), (20000, 2)])
+@pytest.mark.parametrize("build", [eval_transform, heldout_transform, pretrain_transform])
+def test_thin_picture_is_not_resized_to_gigabytes(build, size, monkeypatch):
+    largest = []
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *more, resize=Image.Image.resize, **named:
+                        largest.append(size[0] * size[1]) or resize(self, size, *more, **named))
+    for crop in ("rrc", "src"):
+        config = tiny_config("swin", {"DATA.CROP": crop, "DATA.IMG_SIZE": [32, 64]})
+        assert build(config)(Image.new("RGB", size)).shape == (3, 32, 64)
+    assert max(largest) < 10 ** 6

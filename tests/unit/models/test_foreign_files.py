@@ -102,10 +102,11 @@ def timm_vit(no_class_position):
 def test_vit_of_timm_with_layer_scale_computes_the_same(no_class_position, tmp_path):
     theirs = perturb(timm_vit(no_class_position)).eval()
     torch.save(theirs.state_dict(), tmp_path / "x.pth")
-    ours = build_model(load_config(None, [
-        "MODEL.TYPE", "vit", "MODEL.VIT.EMBED_DIM", 24, "MODEL.VIT.DEPTH", 2, "MODEL.VIT.NUM_HEADS", 2,
-        "MODEL.VIT.PATCH_SIZE", 8, "MODEL.VIT.K_BIAS", True, "MODEL.VIT.USE_APE", True, "MODEL.VIT.USE_SHARED_RPB", False, "MODEL.VIT.INIT_VALUES", 0.1,
-        "MODEL.VIT.USE_MEAN_POOLING", False, "DATA.IMG_SIZE", 32, "MODEL.NUM_CLASSES", 5]), is_pretrain=False).eval()
+    vit = {"EMBED_DIM": 24, "DEPTH": 2, "NUM_HEADS": 2, "PATCH_SIZE": 8, "K_BIAS": True, "USE_APE": True,
+           "USE_SHARED_RPB": False, "INIT_VALUES": 0.1, "USE_MEAN_POOLING": False}
+    settings = {"MODEL.TYPE": "vit", "DATA.IMG_SIZE": 32, "MODEL.NUM_CLASSES": 5,
+                **{f"MODEL.VIT.{key}": vit[key] for key in vit}}
+    ours = build_model(load_config(None, [word for pair in settings.items() for word in pair]), is_pretrain=False).eval()
     load_pretrained(ours, tmp_path / "x.pth")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
