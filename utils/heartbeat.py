@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import uuid
+from contextlib import suppress
 
 from torch import distributed as dist
 
@@ -98,12 +99,13 @@ class Heartbeat(threading.Thread):
         self.silent[other] = 0 if moved else self.silent.get(other, 0) + 1
         if self.silent[other] * BEAT >= self.patience:
             text = (f"[rank {distributed.rank()}] error: rank {other} (process {beat['pid']} on {beat['host']}) has not "
-                    f"answered for {self.silent[other] * BEAT:.0f} s: it was stopped, or its machine is gone. It was last at "
-                    f"{beat['at']}. Start the same command again to go on from the newest checkpoint.")
+                    f"answered for {self.silent[other] * BEAT:.0f} s: it was stopped, has ended, or its machine is gone. It "
+                    f"was last at {beat['at']}. Start the same command again to go on from the newest checkpoint.")
             log.debug(text)
             print(text, file=sys.stderr, flush=True)
             if beat["host"] == socket.gethostname():  # it would be left over
-                os.kill(beat["pid"], signal.SIGKILL)
+                with suppress(OSError):  # it has ended by itself
+                    os.kill(beat["pid"], signal.SIGKILL)
             stopping.kill_children()
             os._exit(1)
 

@@ -56,6 +56,20 @@ def test_silent_rank_is_named_with_what_it_was_at_and_ended(beats, capsys):
     assert "rank 1 was last at iteration 17 of epoch 2" in heartbeat.others()
 
 
+def test_silent_rank_that_has_ended_meanwhile_is_named_once(beats, monkeypatch, capsys):
+    """There is no process to kill, and that is no reason to stay."""
+    first, second = beats(0), beats(1)
+
+    def gone(pid, number):
+        raise ProcessLookupError
+    monkeypatch.setattr(os, "kill", gone)
+    second.look()
+    with pytest.raises(Ended):
+        for _ in range(9):
+            first.look()
+    assert capsys.readouterr().err.count("[rank 0] error: rank 1 ") == 1
+
+
 def test_rank_that_answers_is_left_alone_however_slow_it_is(beats):
     first, second = beats(0), beats(1)
     for _ in range(8):
