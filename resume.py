@@ -288,9 +288,9 @@ def _refuse_nonfinite(job, names, path):
     """Refuse to go on from NaN, found in tensors of these names. Raises ValueError that names the newest good checkpoint."""
     if distributed.any_process(bool(names), job.device):
         good, _ = newest_sound(Path(path).parent)
-        advice = f"go on from {good}, the newest good one, with --resume and another --tag" if good else "start anew"
+        advice = f"go on from {good}, the newest good one, with --resume and" if good else "start anew with"
         raise ValueError(f"{path} can't be resumed: {len(names)} of its tensors hold NaN or infinity ({', '.join(names[:3])}"
-                         f"{', ...' if len(names) > 3 else ''}). The run that wrote it had diverged: {advice}.")
+                         f"{', ...' if len(names) > 3 else ''}). The run that wrote it had diverged: {advice} another --tag.")
 
 
 def _place_in(job, content):

@@ -86,10 +86,10 @@ class Watch:
         for of_rank in distributed.from_all(bad.news()):
             found |= of_rank
         try:
-            new = list(bad.add(found))
+            new = bad.add(found)
             if new:
-                log.warning("%d training images can't be read so far, others stand in for them (bad_images.txt): %s%s",
-                            len(bad.found), ", ".join(new[:3]), ", ..." if len(new) > 3 else "")
+                log.warning("%d training images can't be read so far, others stand in for them (bad_images.txt): %s",
+                            len(bad.found), bad.listing(new, 3))
         finally:
             bad.write(self.job.folder)
 
@@ -157,11 +157,11 @@ class Watch:
                  f"the last loss was not finite on {'; '.join(losses)}" if losses else
                  "losses were finite, gradients overflowed")
         path, good = distributed.from_rank0(newest_sound(job.folder) if distributed.rank() == 0 else None)
-        which = (f"The newest good checkpoint is {path}" if good else
-                 f"No checkpoint is older than that; {path} was saved amid skipped steps, but is finite" if path else
-                 "There is no checkpoint")
-        advice = f"go on from it with --resume {path}, another --tag, and" if path else "start anew with"
-        return f"{steps}. {cause[0].upper()}{cause[1:]}. {which}: {advice} a lower TRAIN.BASE_LR, or --amp-opt-level O0."
+        which = (f"The newest good checkpoint is {path}: go on from it with --resume {path}, another --tag, and" if good else
+                 f"No checkpoint is older than that; {path} was saved amid skipped steps, is finite, but may have diverged: "
+                 f"start anew, or try it with --resume {path}; either way with another --tag and" if path else
+                 "There is no checkpoint: start anew with another --tag and")
+        return f"{steps}. {cause[0].upper()}{cause[1:]}. {which} a lower TRAIN.BASE_LR, or --amp-opt-level O0."
 
     def _samples(self, epoch, batch):
         """Text that names the first images of a batch of this process, as far as the loader knows files."""

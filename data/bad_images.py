@@ -65,9 +65,9 @@ class BadImages:
             raise ValueError(f"{len(found)} of {self.num_images} training images can't be read, more than "
                              f"DATA.MAX_BAD_FRACTION={self.max_fraction:g} allows ({self.allowed}): {named(found)}. {ADVICE}")
 
-    def listing(self):
-        """What was found, in words for a message."""
-        return named(self.found)
+    def listing(self, found=None, most=10):
+        """What was found, or {path: reason} of it, in words for a message."""
+        return named(self.found if found is None else found, most)
 
     def write(self, folder):
         """Write <folder>/bad_images.txt anew, a line each: path, tab, reason. Rank 0 does it; with none found nobody."""

@@ -113,4 +113,6 @@ def _one_line(error):
     if "Original Traceback" in text:
         last = text.splitlines()[-1]
         text = last.partition(": ")[2] or last
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    # names of files may be no text, or hold codes that a terminal obeys
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

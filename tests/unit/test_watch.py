@@ -292,6 +292,22 @@ def test_run_that_only_skips_is_not_saved_and_ends_with_an_error(tmp_path, caplo
     assert names_in(tmp_path) == [] and "is not saved: the loss was NaN" in caplog.text
 
 
+def test_run_whose_only_checkpoint_is_amid_skipped_steps_is_advised_to_start_anew(tmp_path):
+    """Losses stay finite, gradients don't: the weights may be far off, and going on from them may end as before."""
+    with pytest.raises(ValueError, match=r"ckpt_epoch_0\.pth was saved amid skipped steps, is finite, but may have diverged: "
+                                         r"start anew, or try it with --resume .*_0\.pth; either way with another --tag"):
+        fitted(tmp_path, compute_loss=spoilt(range(4, 99), lambda model, loss: (loss * 0).sqrt() + loss.detach()),
+               TRAIN__NONFINITE_LIMIT=4)
+
+
+def test_names_of_files_are_said_in_one_line_that_can_be_printed(tmp_path, caplog):
+    job = make_job(tmp_path)
+    job.loader.bad.meet({"/two\nlines \x1b[31m.jpg": "no image"})
+    with caplog.at_level(logging.WARNING, logger="simmim"):
+        Watch(job)._share_bad_images()
+    assert r"/two\nlines \x1b[31m.jpg" in caplog.text
+
+
 def test_skipped_steps_are_counted_over_a_restart(tmp_path):
     """Otherwise a run whose every step is skipped could be started again for ever."""
     with pytest.raises(ValueError, match="in the last 3 steps"):

@@ -71,6 +71,15 @@ def test_error_of_the_user_becomes_one_line(capsys, monkeypatch, error):
     assert outcome(main, capsys) == (2, "error: two lines\n")
 
 
+def test_names_in_an_error_are_shown_in_signs_that_can_be_printed(capsys, monkeypatch):
+    monkeypatch.delenv("SIMMIM_TRACEBACK", raising=False)
+
+    def main():
+        raise ValueError("größe 图 caf\udce9 \x1b[31m.jpg")
+
+    assert outcome(main, capsys) == (2, "error: größe 图 caf\\udce9 \\x1b[31m.jpg\n")
+
+
 def test_error_of_a_worker_is_shown_without_its_traceback(capsys, monkeypatch):
     monkeypatch.delenv("SIMMIM_TRACEBACK", raising=False)
 
