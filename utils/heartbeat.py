@@ -67,7 +67,8 @@ class Heartbeat(threading.Thread):
         rank, store = distributed.rank(), self.store
         if store is None:  # the other thread has seen the launcher end
             return
-        own = {"at": self.at[0].format(*self.at[1]), "count": self.told, "pid": os.getpid(), "host": socket.gethostname()}
+        text, values = self.at  # at once: it changes meanwhile
+        own = {"at": text.format(*values), "count": self.told, "pid": os.getpid(), "host": socket.gethostname()}
         try:
             store.set(f"beat_{rank}", json.dumps(own))
             for other in range(1, distributed.world_size()) if rank == 0 else [0]:
