@@ -88,6 +88,12 @@ def _positive(values):
     return None if all(value > 0 for value in values) else "must be above 0 for every channel"
 
 
+def _of_shares(values):
+    if all(abs(value) <= 1 for value in values):
+        return None
+    return f"is of pixels from 0 to 255, and here they are from 0 to 1: use {[round(value / 255, 4) for value in values]}"
+
+
 def _below_one(betas):
     return None if all(0 <= beta < 1 for beta in betas) else "must lie in [0, 1), e.g. [0.9, 0.999]"
 
@@ -150,8 +156,9 @@ DATA = {
                             jobs=LABELLED),
     "IMAGES_PER_CLASS": Setting(0, "+ train on this many images of each class (0 = all)", "images", low=0, high=10 ** 9,
                                 jobs=LABELLED),
-    "MEAN": Setting([], "+ per channel, of pixels in [0, 1]; [] = ImageNet's for RGB, 0.5 otherwise", kind=NUMBERS),
-    "STD": Setting([], "+ as MEAN", kind=NUMBERS, rule=_positive),
+    "MEAN": Setting([], "+ per channel, of pixels in [0, 1]; [] = ImageNet's for RGB, 0.5 otherwise", kind=NUMBERS,
+                    rule=_of_shares),
+    "STD": Setting([], "+ as MEAN", kind=NUMBERS, rule=lambda values: _positive(values) or _of_shares(values)),
     "DEMO_TRAIN_PER_CLASS": Setting(600, "+ size of the drawn data set", "images", low=1),
     "DEMO_VAL_PER_CLASS": Setting(100, "+ size of its validation part", "images", low=1),
 }
@@ -413,12 +420,24 @@ def with_values(config, **values):
     return clone
 
 
+def check_rates(config):
+    """Refuse rates of training that go the wrong way: up to their minimum, or down in the warm-up. Raises ValueError."""
+    train = config.TRAIN
+    falls = train.LR_SCHEDULER.NAME == "cosine"
+    for key, counts, what in (("MIN_LR", falls, "rise where it is to fall"), ("WARMUP_LR", train.WARMUP_EPOCHS > 0,
+                                                                           "fall where it is to rise")):
+        if counts and train[key] > train.BASE_LR > 0:
+            raise ValueError(f"TRAIN.{key}={train[key]:g} is above TRAIN.BASE_LR={train.BASE_LR:g}: the rate would {what}. "
+                             f"Lower it, e.g. --opts TRAIN.{key} 0.")
+
+
 def scaled_config(config, world_size):
     """A frozen clone whose three learning rates fit the global batch: rate x images per step / LR_SCALE_BATCH.
 
     The config itself keeps the raw rates, so that a saved config can be fed back (the official code overwrites them).
     Source: SimMIM (arXiv 2111.09886), official main_simmim.py.
     """
+    check_rates(config)
     factor = images_per_step(config, world_size) / config.TRAIN.LR_SCALE_BATCH
     return with_values(config, TRAIN__BASE_LR=config.TRAIN.BASE_LR * factor,
                        TRAIN__WARMUP_LR=config.TRAIN.WARMUP_LR * factor, TRAIN__MIN_LR=config.TRAIN.MIN_LR * factor)

@@ -132,6 +132,9 @@ class Probe:
 
     def train(self):
         config, device, model = self.config, self.device, self.model
+        if config.PROBE.BATCH_NORM and config.DATA.BATCH_SIZE * distributed.world_size() < 2:
+            raise ValueError("DATA.BATCH_SIZE=1 leaves nothing to normalise over: the head begins with a batch norm. Use 2 or "
+                             "more, or --opts PROBE.BATCH_NORM False.")
         scaled = scaled_config(config, distributed.world_size())
         optimizer = build_optimizer(scaled, model)
         model, optimizer = self.precision.prepare(model, optimizer)

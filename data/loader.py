@@ -82,7 +82,7 @@ def mixing_is_on(config):
 def check_finetuning(config):
     """Refuse augmentation settings that do not fit the batch. Raises ValueError."""
     size = config.DATA.BATCH_SIZE
-    if mixing_is_on(config) and config.AUG.MIXUP_MODE != "elem" and size % 2:
+    if mixing_is_on(config) and size % 2:
         raise ValueError(f"DATA.BATCH_SIZE={size} is odd: mixup and cutmix pair the images of a batch. Use {size + 1}, or "
                          f"switch both off with --opts AUG.MIXUP 0 AUG.CUTMIX 0.")
 

@@ -125,11 +125,21 @@ MASKS = {"blockwise": BlockwiseMaskGenerator, "random": MaskGenerator}
 
 
 def build_mask_generator(config):
-    """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid."""
+    """The mask generator named by DATA.MASK_TYPE, on the encoder's patch grid.
+
+    Raises: ValueError where masks hide nothing, which leaves nothing to learn, or everything, which leaves nothing to see.
+    """
     mask, data = pick(MASKS, config.DATA.MASK_TYPE, "DATA.MASK_TYPE"), config.DATA
     ratio_range = config.MODEL.MIXMIM.RANGE_MASK_RATIO if config.MODEL.METHOD == "mixmim" else 0.0
-    return mask(image_size(config), data.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, data.MASK_RATIO, data.MASK_ROUND,
-                ratio_range)
+    generator = mask(image_size(config), data.MASK_PATCH_SIZE, encoder_config(config).PATCH_SIZE, data.MASK_RATIO,
+                     data.MASK_ROUND, ratio_range)
+    units, (low, high) = generator.count.num_units, generator.count.ratios
+    for ratio, extreme, what in ((low, 0, "hides none"), (high, units, "hides all")):
+        if num_hidden(units, ratio, data.MASK_ROUND) == extreme:
+            raise ValueError(f"DATA.MASK_RATIO={data.MASK_RATIO} {what} of the {units} units of an image (DATA.IMG_SIZE="
+                             f"{data.IMG_SIZE}, DATA.MASK_PATCH_SIZE={data.MASK_PATCH_SIZE}, DATA.MASK_ROUND={data.MASK_ROUND}"
+                             f"): use a ratio that hides from 1 to {units - 1}, such as 0.6, or smaller units.")
+    return generator
 
 
 def draw_masks(config, number, rng):
