@@ -2,9 +2,10 @@
 import re
 
 import pytest
+import torch
 
 from config import check_pretraining, flatten, load_config
-from data.loader import check_finetuning
+from data.loader import build_mixup, check_finetuning
 
 from .helpers import opts_of
 
@@ -103,9 +104,16 @@ def test_default_mask_unit_is_not_checked_in_fine_tuning():
         check_pretraining(config)
 
 
-@pytest.mark.parametrize("overrides", [NO_MIXING, {"AUG.MIXUP_MODE": "elem"}])
-def test_odd_batch_is_accepted_when_images_are_not_paired(overrides):
-    check_finetuning(load_config(opts=opts_of({"DATA.BATCH_SIZE": 7} | overrides)))
+def test_odd_batch_is_accepted_when_images_are_not_mixed():
+    check_finetuning(load_config(opts=opts_of({"DATA.BATCH_SIZE": 7} | NO_MIXING)))
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_batch_that_is_refused_is_one_that_timm_can_not_mix(mode):
+    mix = build_mixup(load_config(opts=["AUG.MIXUP_MODE", mode]), 3)
+    assert len(mix(torch.zeros(6, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2]))[1]) == 6
+    with pytest.raises(AssertionError):
+        mix(torch.zeros(7, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0]))
 
 
 def test_odd_batch_is_refused_when_only_cutmix_minmax_is_on():
