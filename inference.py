@@ -53,13 +53,14 @@ from torch import nn
 from torchvision.models import get_weight
 
 from config import pixel_statistics, with_values
-from data.datasets import class_names, image_files
+from data.folders import class_names, image_files
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
-from data.reading import BadImage, shown
+from data.reading import BadImage
 from data.transforms import eval_transform, heldout_transform, pil_mode, rules_of
 from models.weights import zoo
 from recipes import build, load_into, open_recipe
+from utils.names import shown
 from utils.pictures import picture_grid
 from utils.precision import build_precision
 from utils.registry import pick

@@ -6,9 +6,10 @@ import os
 from torch.utils.data import Dataset
 
 from data.datasets import whole_key
-from data.reading import BadImage, shown
+from data.reading import BadImage
 from utils import distributed
 from utils.files import write_text
+from utils.names import shown
 from utils.seeding import REPLACE, rng_for
 
 log = logging.getLogger("simmim.data")

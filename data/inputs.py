@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from config import encoder_config
-from data.reading import DEFAULT, in_mode, read_image, shown
+from data.reading import DEFAULT, in_mode, read_image
 from data.transforms import PIL_MODES, pil_mode, rules_of
+from utils.names import shown
 
 KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in RGB order, a uint8 tensor (3, H, W), or a "
          "normalised float tensor (C, H, W)")
@@ -105,7 +106,7 @@ def _check_path(path):
         raise ValueError(f"{path} is an address, and images are not downloaded: pass a path, or the bytes of the file.")
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected an image file. data.datasets.image_files(folder) lists the images of "
+        raise ValueError(f"{path} is a folder, expected an image file. data.folders.image_files(folder) lists the images of "
                          f"one, and the command line takes folders.")
     if not path.exists():
         raise FileNotFoundError(f"image {shown(path)} does not exist.")

@@ -2,31 +2,36 @@
 import logging
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from config import with_values
 from data.bad_images import BadImages, Reader, skipped_indices
-from data.datasets import (
-    DATA_FLAG,
-    VAL_FLAG,
-    ImageDataset,
-    MaskedImageDataset,
-    class_names,
-    labelled_samples,
-    per_class_subset,
-    require_folder,
-    split_per_class,
-    unlabelled_samples,
-)
+from data.datasets import ImageDataset, MaskedImageDataset, per_class_subset, split_per_class
 from data.demo import demo_data
 from data.features import FeatureLoader
+from data.folders import (
+    DATA_FLAG,
+    VAL_FLAG,
+    class_names,
+    labelled_samples,
+    require_folder,
+    say_order,
+    unlabelled_samples,
+)
 from data.masks import build_mask_generator
-from data.reading import BadImage, shown
+from data.reading import BadImage
 from data.samplers import EpochSampler, EvalSampler
 from data.samples import Samples
+from data.splits import (
+    find_splits,
+    kind_of,
+    pretraining_folder,
+    say_what_is_read,
+    warn_of_held_out,
+    warn_of_overlap,
+)
 from data.transforms import (
     eval_transform,
     finetune_transform,
@@ -38,6 +43,7 @@ from data.transforms import (
 )
 from data.workers import Notes, Workers
 from utils import distributed
+from utils.names import listed, shown
 from utils.registry import pick
 
 log = logging.getLogger("simmim.data")
@@ -103,7 +109,7 @@ def _pretrain_loaders(config, train):
     if config.DATA.IMAGES_PER_CLASS:
         raise ValueError(f"DATA.IMAGES_PER_CLASS={config.DATA.IMAGES_PER_CLASS} is for fine-tuning: pre-training reads no "
                          f"classes. Leave it at 0.")
-    train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config)
+    train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config, train)
     masks, mode = build_mask_generator(config), pil_mode(config)
 
     def masked(samples, transform):
@@ -117,10 +123,13 @@ def _pretrain_loaders(config, train):
     val = _eval_loader(config, held_out) if held_out else None
     if not train:
         return Loaders(None, val, pictures=held_out and Pictures(held_out))
-    _warn_of_val_inside(train_folder, val_folder)
-    samples = Samples(unlabelled_samples(train_folder))  # once for both
-    dataset = masked(samples, pretrain_transform(config))
-    return Loaders(_train_loader(config, dataset, train_folder), val, pictures=Pictures(held_out or plain(samples)))
+    if val_folder:
+        warn_of_overlap(train_folder, val_folder)
+    found = unlabelled_samples(train_folder)
+    warn_of_held_out((path for path, _ in found), train_folder, labelled=False)
+    samples = Samples(found)  # once for both
+    loader = _train_loader(config, masked(samples, pretrain_transform(config)), config.DATA.DATA_PATH or train_folder)
+    return Loaders(loader, val, pictures=Pictures(held_out or plain(samples)))
 
 
 def build_probe_loaders(config, train=True):
@@ -158,19 +167,9 @@ def with_classes(config, classes):
     """The config with the number of classes of the data. Raises ValueError where the user set another one."""
     if "MODEL.NUM_CLASSES" in config.given and config.MODEL.NUM_CLASSES != len(classes):
         raise ValueError(f"MODEL.NUM_CLASSES={config.MODEL.NUM_CLASSES} but the data has {len(classes)} classes "
-                         f"({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}). Leave it out to take it from the "
+                         f"({listed(classes, 4)}). Leave it out to take it from the "
                          f"data, or check --data-path.")
     return with_values(config, MODEL__NUM_CLASSES=len(classes))
-
-
-def _warn_of_val_inside(train_folder, val_folder):
-    """Pre-training reads every image below its folder: say so where validation images are among them."""
-    root = require_folder(train_folder)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        log.warning("%s holds train/ and val/, and pre-training reads both: use --data-path %s to keep the validation images "
-                    "out", root, root / "train")
-    elif val_folder and root.resolve() in (Path(val_folder).resolve(), *Path(val_folder).resolve().parents):
-        log.warning("DATA.VAL_PATH %s lies inside the training folder %s: its images are trained on as well", val_folder, root)
 
 
 def _finetune_loaders(config, train):
@@ -190,40 +189,63 @@ def _finetune_loaders(config, train):
 
 # ---- where the files are ------------------------------------------------------------------------------------------
 
-def _own_folder(config):
-    """Pre-training reads every image below DATA_PATH, so that ImageNet's `train` folder and a flat folder both work."""
-    return config.DATA.DATA_PATH, config.DATA.VAL_PATH
+def _own_folder(config, train):
+    """Pre-training reads every image below DATA_PATH, so that ImageNet's `train` folder and a flat folder both work; of a
+    folder with train/ and val/ it reads train/.
+    """
+    return pretraining_folder(config.DATA.DATA_PATH) if train else None, config.DATA.VAL_PATH
 
 
-def _demo_folder(config):
+def _demo_folder(config, train):
     root = _draw_demo(config)
     return root / "train", config.DATA.VAL_PATH or root / "val"
 
 
 def _imagenet_samples(config, train):
     """DATA_PATH/train and DATA_PATH/val (or VAL_PATH), a folder for each class."""
-    root = require_folder(config.DATA.DATA_PATH)
-    val = Path(config.DATA.VAL_PATH) if config.DATA.VAL_PATH else root / "val"
-    for folder in ([root / "train"] if train else []) + [val]:
-        if not folder.is_dir():
+    splits = find_splits(config.DATA.DATA_PATH, certain=True)
+    val = _validation_folder(config, splits)
+    for name, folder in ([("train", splits.train)] if train else []) + [("val", val)]:
+        if folder is None:
+            state = "holds no images" if (splits.root / name).is_dir() else "does not exist"
             raise FileNotFoundError(
-                f"{folder} does not exist: fine-tuning and evaluation expect {root}/train/<class>/ and {root}/val/<class>/ "
-                f"(DATA.DATASET imagenet). For one folder of classes use --opts DATA.DATASET folder.")
-    flag = VAL_FLAG if config.DATA.VAL_PATH else DATA_FLAG
-    classes = class_names(root / "train") if (root / "train").is_dir() else class_names(val, flag)
-    return labelled_samples(root / "train", classes) if train else None, labelled_samples(val, classes, flag), classes
+                f"{shown(splits.root / name)} {state}: fine-tuning and evaluation expect {shown(splits.root)}/train/<class>"
+                f"/ and {shown(splits.root)}/val/<class>/ (DATA.DATASET imagenet). {_advice(splits, name)}")
+    say_what_is_read(splits, val)
+    return _labelled(config, splits.train, val, train)
+
+
+def _advice(splits, missing):
+    """What to type where a split is missing."""
+    if missing == "val" and splits.test:
+        return f"To evaluate on {shown(splits.test)} use --opts DATA.VAL_PATH {shown(splits.test)}."
+    if kind_of(splits.root.name) and find_splits(splits.root.absolute().parent, certain=True).train:
+        return f"{shown(splits.root)} is itself a split: use --data-path {shown(splits.root.parent)}."
+    if missing == "val" and splits.train:
+        return "To hold out a share of each class use --opts DATA.DATASET folder."
+    return "For one folder of classes use --opts DATA.DATASET folder."
+
+
+def _validation_folder(config, splits):
+    """DATA.VAL_PATH, or the validation split, or None."""
+    return require_folder(config.DATA.VAL_PATH, VAL_FLAG) if config.DATA.VAL_PATH else splits.val
 
 
 def _folder_samples(config, train):
     """Any labelled tree: train/ and val/ inside DATA_PATH, or VAL_PATH, or a share of each class held out."""
-    root = require_folder(config.DATA.DATA_PATH)
-    train_root = root / "train" if (root / "train").is_dir() else root
-    classes = class_names(train_root)
-    samples = labelled_samples(train_root, classes)
-    if config.DATA.VAL_PATH:
-        return samples, labelled_samples(config.DATA.VAL_PATH, classes, VAL_FLAG), classes
-    if train_root != root and (root / "val").is_dir():
-        return samples, labelled_samples(root / "val", classes), classes
+    splits = find_splits(config.DATA.DATA_PATH)
+    root = splits.root
+    if splits and not splits.train and (train or not splits.val):
+        raise ValueError(f"{shown(root)} holds {splits.names()} and no train/: there is nothing to train on. "
+                         f"Check --data-path; to train on a part of one of them and hold out the rest, pass it: --data-path "
+                         f"{shown(splits.val or splits.test)}.")
+    train_folder, val = splits.train or (None if splits else root), _validation_folder(config, splits)
+    if splits:
+        say_what_is_read(splits, val)
+    if val:
+        return _labelled(config, train_folder, val, train)
+    classes = class_names(train_folder)
+    samples = _class_samples(train_folder, classes)
     if not config.DATA.VAL_FRACTION:
         raise ValueError(f"{root} has no val/ and DATA.VAL_FRACTION is 0: there is nothing to validate on. "
                          f"Give DATA.VAL_PATH, or a DATA.VAL_FRACTION such as 0.1.")
@@ -231,6 +253,24 @@ def _folder_samples(config, train):
     if not held_out:
         raise ValueError(f"{root} has one image in each class: none can be held out. Give DATA.VAL_PATH.")
     return kept, held_out, classes
+
+
+def _labelled(config, train_folder, val, train):
+    """(training samples, validation samples, classes) of two folders of classes; the classes are those of the training."""
+    flag = VAL_FLAG if config.DATA.VAL_PATH else DATA_FLAG
+    classes = class_names(train_folder) if train_folder else class_names(val, flag)
+    if train_folder and config.DATA.VAL_PATH:
+        warn_of_overlap(train_folder, val)
+    samples = _class_samples(train_folder, classes) if train else None
+    return samples, labelled_samples(val, classes, flag), classes
+
+
+def _class_samples(folder, classes):
+    """Training samples of a folder of classes, with what there is to say of it."""
+    say_order(classes)
+    samples = labelled_samples(folder, classes)
+    warn_of_held_out((path for path, _ in samples), folder, labelled=True)
+    return samples
 
 
 def _demo_samples(config, train):

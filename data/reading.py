@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 from torch.utils.data import get_worker_info
 
+from utils.names import shown
+
 log = logging.getLogger("simmim.data")
 
 MAX_PIXELS = 89478485  # PIL's own limit: 24-bit pictures of a quarter of a gigabyte
@@ -199,8 +201,3 @@ def _on_background(picture, colour):
     if picture.getextrema()[3][0] == 255:
         return picture.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", picture.size, (*colour, 255)), picture).convert("RGB")
-
-
-def shown(path):
-    """A path or another text for a message in one line: what can't be printed is written with a backslash."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(path))

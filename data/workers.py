@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import get_worker_info
 
-from data.reading import shown
 from utils import stopping
+from utils.names import shown
 
 GOES_ON = "The same command goes on from the last checkpoint."
 

@@ -42,7 +42,7 @@ from multiprocessing.connection import wait
 from tqdm import tqdm
 
 from data.bad_images import named, write_list
-from data.datasets import image_files
+from data.folders import image_files
 from data.reading import MAX_PIXELS, BadImage, Rules, in_mode, read_image
 from utils.stopping import kill_children
 from utils.tables import aligned

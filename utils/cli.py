@@ -8,6 +8,7 @@ import sys
 import traceback
 
 from utils import stopping
+from utils.names import shown
 
 FLAGS = {  # flag: (config key, type, help)
     "--batch-size": ("DATA.BATCH_SIZE", int, "images per process and micro-batch"),
@@ -114,5 +115,4 @@ def _one_line(error):
         last = text.splitlines()[-1]
         text = last.partition(": ")[2] or last
     text = " ".join(text.split()) or type(error).__name__
-    # names of files may be no text, or hold codes that a terminal obeys
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return shown(text)  # names of files may be no text, or hold codes that a terminal obeys

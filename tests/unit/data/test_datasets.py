@@ -8,17 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from data.datasets import (
-    ImageDataset,
-    MaskedImageDataset,
-    class_names,
-    image_files,
-    labelled_samples,
-    per_class_subset,
-    read_image,
-    split_per_class,
-    unlabelled_samples,
-)
+from data.datasets import ImageDataset, MaskedImageDataset, per_class_subset, read_image, split_per_class
+from data.folders import class_names, image_files, labelled_samples, unlabelled_samples
 from data.masks import MaskGenerator
 from data.transforms import finetune_transform, pretrain_transform
 
@@ -60,7 +51,7 @@ def test_link_to_a_folder_above_does_not_repeat_images(tmp_path):
 
 
 def test_missing_folder_is_named_with_the_flag(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent does not exist: check --data-path"):
+    with pytest.raises(FileNotFoundError, match=r"absent does not exist .* and holds no folder\): check --data-path"):
         image_files(tmp_path / "absent")
 
 

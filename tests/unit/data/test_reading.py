@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data import reading
-from data.reading import BadImage, Rules, in_mode, read_image, shown
+from data.reading import BadImage, Rules, in_mode, read_image
+from utils.names import shown
 
 from ..helpers import write_image
 

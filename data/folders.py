@@ -1,0 +1,222 @@
+"""Folders of images: which files are read, which folders are classes, and what is said where it is not what was expected."""
+import logging
+import os
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+from utils.files import expanded
+from utils.names import alike, listed, same_text, shown
+
+log = logging.getLogger("simmim.data")
+
+DATA_FLAG = "--data-path"
+VAL_FLAG = "DATA.VAL_PATH"
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".tif", ".tiff",
+                  ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".jp2", ".j2k", ".jpx", ".tga"}
+ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tgz": "tar -xf", ".gz": "tar -xf", ".bz2": "tar -xf", ".xz": "tar -xf",
+            ".7z": "7z x", ".rar": "unrar x"}
+# what systems put beside files of their users: previews, deleted files, leftovers of an archive made elsewhere
+OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+def image_files(root, flag=DATA_FLAG):
+    """Paths (text) of all image files below a folder, sorted; links are followed.
+
+    Raises: FileNotFoundError if the folder is missing; PermissionError if it, or one below it, may not be looked into;
+        ValueError if it holds no image.
+    """
+    root = require_folder(root, flag)
+    others = Counter()
+    files = sorted(_walk(root, others))
+    _say_others(root, others)
+    if not files:
+        inside = sorted(path.name for path in _looked_into(root))
+        found = f"it holds {listed(inside)}" if inside else "it is empty"
+        raise ValueError(f"{shown(root)} holds no images: {found}. Expected files ending in "
+                         f"{' '.join(sorted(IMAGE_SUFFIXES))}, in the folder or below it; check {flag}.")
+    return files
+
+
+def require_folder(root, flag=DATA_FLAG):
+    """Path of an existing folder; `flag` says where its name came from.
+
+    Raises: ValueError without a name, FileNotFoundError where there is none, with what is there instead.
+    """
+    if not str(root):
+        raise ValueError("no data folder is given: pass --data-path <folder> (DATA.DATA_PATH).")
+    root = Path(expanded(root))
+    if not root.is_dir():
+        raise FileNotFoundError(f"data folder {shown(root)} {_instead(root)}: check {flag}.")
+    return root
+
+
+def _instead(root):
+    """What is where a folder was expected, and what to do about it."""
+    suffix, name = root.suffix.lower(), shown(root.name)
+    if root.is_file() and suffix in ARCHIVES:
+        return f"is a file, not a folder: unpack the archive ({ARCHIVES[suffix]} {name}) and pass the folder that this makes"
+    if root.is_file() and suffix in IMAGE_SUFFIXES:
+        return f"is a file, not a folder: pass the folder that holds the image, {shown(root.parent)}"
+    if os.path.lexists(root):
+        return (f"is a link to {shown(os.readlink(root))}, which does not exist" if root.is_symlink() and not root.exists()
+                else "is a file, not a folder")
+    nearest = next((place for place in root.parents if place.is_dir()), None)
+    if nearest is None or nearest == root.parent and str(nearest) == ".":
+        return "does not exist" + (f" in {os.getcwd()}" if not root.is_absolute() else "")
+    inside = sorted(path.name for path in islice(_looked_into(nearest), 1000) if path.is_dir() and is_data(path.name))
+    return f"does not exist ({shown(nearest)} does, and holds {listed(inside) if inside else 'no folder'})"
+
+
+def is_data(name):
+    """Whether a file or folder of this name may be data: hidden ones and those of operating systems are not."""
+    return not name.startswith(".") and name.lower() not in OF_SYSTEMS
+
+
+def has_images(folder):
+    """Whether there is an image file in a folder or below it."""
+    return any(True for _ in _walk(folder))
+
+
+def holds_images_itself(folder):
+    """Whether there is an image file in a folder, not only below it."""
+    return any(is_data(path.name) and path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+               for path in _looked_into(folder))
+
+
+def folders_with_images(root):
+    """Names of the folders in `root` that hold images, sorted."""
+    return sorted(path.name for path in _looked_into(root) if path.is_dir() and is_data(path.name) and has_images(path))
+
+
+def _looked_into(folder):
+    """Paths in a folder. Raises PermissionError that names it."""
+    try:
+        yield from Path(folder).iterdir()
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error):
+    """What os.walk does with a folder that it can't list, instead of passing over it."""
+    if isinstance(error, PermissionError):
+        raise PermissionError(f"folder {shown(error.filename)} may not be looked into: give yourself the right to "
+                              f"(chmod u+rx), or move it out of the data.") from error
+    raise error
+
+
+def _walk(root, others=None):
+    """Image files below a folder, one after another (millions of files: no Path objects).
+
+    Args:
+        others: Counter that gets the suffixes of the files that are none.
+    """
+    seen = set()  # links may lead back up
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse):
+        place = os.path.realpath(folder)
+        if place in seen:
+            subfolders[:] = []
+            continue
+        seen.add(place)
+        subfolders[:] = sorted(name for name in subfolders if is_data(name))
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                yield os.path.join(folder, name)
+            elif others is not None:
+                others[suffix] += 1
+
+
+def _say_others(root, others):
+    """Say in one line which files below a folder are no images by their names."""
+    if others:
+        kinds = ", ".join(f"{count} {shown(suffix) or 'without suffix'}" for suffix, count in others.most_common(8))
+        log.info("%d other files below %s are not read: %s%s", others.total(), shown(root), kinds,
+                 ", ..." if len(others) > 8 else "")
+
+
+def unlabelled_samples(root, flag=DATA_FLAG):
+    """All images below a folder, flat or nested, without labels: [(path, -1), ...]."""
+    return [(path, -1) for path in image_files(root, flag)]
+
+
+# ---- classes ------------------------------------------------------------------------------------------------------
+
+def class_names(root, flag=DATA_FLAG):
+    """Names of the class folders in `root` that hold images, sorted as text.
+
+    Raises: ValueError if there are none, or two have one name in two forms of Unicode.
+    """
+    root = require_folder(root, flag)
+    names = folders_with_images(root)
+    if not names:
+        files = image_files(root, flag)
+        raise ValueError(f"{shown(root)} holds {len(files)} images but no class folders: fine-tuning and evaluation need one "
+                         f"folder for each class, so sort them (as of ImageNet's validation archive, which is flat). "
+                         f"Pre-training works without labels: main_simmim.py.")
+    first = {}
+    for name in names:
+        if first.setdefault(same_text(name), name) != name:
+            raise ValueError(f"{shown(root)} has two class folders of one name, {ascii(first[same_text(name)])} and "
+                             f"{ascii(name)}: they differ in the form of Unicode alone. Put the images into one of them.")
+    return names
+
+
+def labelled_samples(root, names, flag=DATA_FLAG, owner="the training data"):
+    """Images of the class folders of `root`, labelled by the position of their class in `names`.
+
+    Args:
+        owner: whose names they are, for the message.
+    Raises: ValueError if the folder has classes that `names` lacks, or no image of any class.
+    """
+    root = require_folder(root, flag)
+    own = class_names(root, flag)
+    labels = {same_text(name): label for label, name in enumerate(names)}
+    unknown = [name for name in own if same_text(name) not in labels]
+    if unknown:
+        pairs = [f"{shown(here)} here is {shown(there)} there" for here, there in alike(unknown, names).items()]
+        spelled = f" (capitals and blanks count, so rename the folders: {listed(pairs, 3)})" if pairs else ""
+        raise ValueError(f"{shown(root)} has class folders that {owner} has not: {listed(unknown)}{spelled}. Both need the "
+                         f"same classes: there are {len(own)} here and {len(names)} there ({listed(names)}).")
+    others = Counter()
+    samples = [(path, labels[same_text(name)]) for name in own for path in sorted(_walk(root / name, others))]
+    _say_others(root, others)
+    _say_unread(root, own)
+    absent = sorted(set(labels) - {same_text(name) for name in own})
+    if absent:
+        log.info("%s has images of %d of %d classes; none of: %s", shown(root), len(own), len(names),
+                 listed(absent))
+    return samples
+
+
+def _say_unread(root, own):
+    """Say what in a folder of classes belongs to none: images beside the class folders, folders without images, dead links."""
+    loose, empty, dead = 0, [], []
+    for path in _looked_into(root):
+        if not is_data(path.name) or path.name in own:
+            continue
+        if path.is_dir():
+            empty.append(path.name)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            loose += 1
+        elif path.is_symlink() and not path.exists():
+            dead.append(f"{path.name} -> {os.readlink(path)}")
+    if loose:
+        log.warning("%d images lie beside the class folders of %s: they belong to no class and are not read", loose,
+                    shown(root))
+    if empty:
+        log.warning("%s has folders without images, which are no classes: %s", shown(root), listed(sorted(empty)))
+    if dead:
+        log.warning("%s has links to what does not exist, which are no classes: %s", shown(root), listed(sorted(dead)))
+
+
+def say_order(names):
+    """Say the order of class folders that are named by numbers: as text, where people expect numbers."""
+    if all(name.isascii() and name.isdigit() for name in names) and names != sorted(names, key=int):
+        label = next(i for i, (one, other) in enumerate(zip(names, sorted(names, key=int), strict=True)) if one != other)
+        log.info("class folders that are numbers are ordered as text (%s): label %d is %s. Zeros in front (%s) keep the order",
+                 listed(names), label, names[label], names[0].zfill(max(map(len, names))))
