@@ -188,6 +188,9 @@ TRAIN = {
     "ACCUMULATION_STEPS": Setting(0, "micro-batches per optimizer step (0 and 1: no accumulation)", low=0),
     "PARALLEL": Setting("ddp", "+ several processes: ddp (each holds the model) | fsdp (each holds a part of it)",
                         choices=("ddp", "fsdp")),
+    "FREEZE": Setting("none", "+ what stays as it is: none | encoder | N (embedding and first N blocks) | parts of names, as "
+                      "patch_embed,layers.0", rule=lambda what: None if what.strip() else "is empty: none trains everything",
+                      jobs=PRETRAIN + FINETUNE),
     "USE_CHECKPOINT": Setting(False, "recompute activations in the backward pass to save memory"),
     "NONFINITE_LIMIT": Setting(20, "+ stop after this many steps in a row with a NaN or infinite gradient", "steps", low=1,
                                high=10 ** 9),

@@ -23,6 +23,7 @@ from config import dump, images_per_step, save_config
 from logger import MetricWriter, create_logger, cut_back, log_to_file
 from models import build_model
 from models.build import build_sharded
+from models.freezing import freeze, train_mode
 from resume import Place, resume, save_best
 from utils import distributed, stopping
 from utils.background import Writer
@@ -159,10 +160,19 @@ def start(config):
 
 
 def build_for_training(config, is_pretrain, device, precision):
-    """The model on its device; divided among the processes on the way with TRAIN.PARALLEL fsdp.
+    """The model on its device, with what TRAIN.FREEZE names frozen; divided among the processes with TRAIN.PARALLEL fsdp.
 
-    Raises: ValueError where the precision can't be combined with it.
+    Raises: ValueError where the precision can't be combined with it, or TRAIN.FREEZE names nothing of the model.
     """
+    model = _build(config, is_pretrain, device, precision)
+    freeze(model, config.TRAIN.FREEZE)
+    if config.TRAIN.FREEZE != "none" and not config.PRETRAINED and not config.MODEL.RESUME:
+        log.warning("TRAIN.FREEZE=%s without --pretrained: what is frozen keeps random weights, unless the run folder holds a "
+                    "checkpoint to resume", config.TRAIN.FREEZE)
+    return model
+
+
+def _build(config, is_pretrain, device, precision):
     if config.TRAIN.PARALLEL == "ddp" or distributed.world_size() == 1:
         if config.TRAIN.PARALLEL == "fsdp":
             log.info("TRAIN.PARALLEL fsdp divides the model among processes: this is one, so it holds all of it")
@@ -276,9 +286,10 @@ def announce(job, scaled, num_train, num_val):
     config, train = job.config, job.config.TRAIN
     log.debug("settings:\n%s", dump(config, job.task))
     log.debug("%s", job.model)
-    parameters = sum(p.numel() for p in job.model.parameters())
-    log.info("%s / %s: %.2fM parameters, %s, %s", config.MODEL.METHOD, config.MODEL.TYPE, parameters / 1e6, job.device,
-             job.updater.precision)
+    total = sum(parameter.numel() for parameter in job.model.parameters())
+    trained = sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
+    log.info("%s / %s: %.2fM parameters, of which %.2fM are trained, %s, %s", config.MODEL.METHOD, config.MODEL.TYPE,
+             total / 1e6, trained / 1e6, job.device, job.updater.precision)
     log.info("%d training images in %d iterations an epoch, %s validation images", num_train, len(job.loader), num_val or "no")
     total = images_per_step(config, distributed.world_size())
     if is_sharded(job.model):
@@ -358,7 +369,7 @@ def train_epoch(job, epoch, watch=None):
     watch = watch or Watch(job)
     num_batches, size = len(loader), max(config.TRAIN.ACCUMULATION_STEPS, 1)
     loader.sampler.set_epoch(epoch, place.batches)
-    job.model.train()
+    train_mode(job.model)
     job.updater.optimizer.zero_grad(set_to_none=True)
     meters = epoch_loss, loss_meter, norm_meter = Meter(), Meter(), Meter()
     for meter, state in zip(meters, place.meters or (), strict=False):

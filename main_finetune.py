@@ -97,7 +97,7 @@ def train(model, loaders, config, device, precision):
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
               compute_loss=partial(finetuning_loss, mixup=mixup, smoothing=config.MODEL.LABEL_SMOOTHING), validate=validate,
               folder=run_folder(config), group=-1, score="top1",
-              classes=loaders.classes)
+              classes=loaders.classes, fixed=("TRAIN.FREEZE",))
     with running(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset)):
         fit(job)
         log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)

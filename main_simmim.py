@@ -71,7 +71,8 @@ def train(model, loaders, config, device, precision):
     job = Job(config=config, task="pretrain", device=device, model=model, loader=loaders.train, scheduler=scheduler,
               updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
               compute_loss=lambda model, batch: model(*batch),
-              validate=lambda epoch: validate(job, loaders, epoch), folder=run_folder(config))
+              validate=lambda epoch: validate(job, loaders, epoch), folder=run_folder(config),
+              fixed=("TRAIN.FREEZE",))
     with running(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset)):
         fit(job)
         save_encoder(job)

@@ -333,7 +333,8 @@ def check_fixed(config, content, path, keys):
     changed = differences(config, content["config"]) if isinstance(content.get("config"), str) else {}
     for key in set(keys) & set(changed):
         then, now = changed[key]
-        raise ValueError(f"{path} was made with {key}={then}, not {now}: use the same, or another --tag for a new run.")
+        raise ValueError(f"{path} was made with {key}={then}, not {now}: use the same, or another --tag for a new "
+                         f"run, from these weights with --pretrained instead of --resume.")
 
 
 def _read_folder(job, content, advice):

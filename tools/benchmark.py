@@ -69,6 +69,7 @@ from lr_scheduler import build_scheduler
 from models import build_model
 from models.encoders.mixmim import BLOCKED
 from models.encoders.swin import keep_apart
+from models.freezing import freeze, train_mode
 from optimizer import build_optimizer
 from resume import save
 from utils import distributed
@@ -98,7 +99,9 @@ class Candidate:
         self.is_pretrain = args.stage == "pretrain" or (args.stage == "auto" and "finetune" not in config.MODEL.NAME)
         seed_globals(config.SEED)
         start = self._allocated()
-        model = build_model(config, is_pretrain=self.is_pretrain).to(device).train()
+        model = build_model(config, is_pretrain=self.is_pretrain).to(device)
+        freeze(model, config.TRAIN.FREEZE)
+        train_mode(model)
         precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
         model, optimizer = precision.prepare(model, build_optimizer(config, model, self.is_pretrain))
         self.updater = Updater(model, optimizer, precision, config.TRAIN.CLIP_GRAD)

@@ -61,6 +61,7 @@ from torch.nn import functional as F
 from config import encoder_config, image_size, images_per_step, load_config, scaled_config
 from data.masks import build_mask_generator
 from models import build_model
+from models.freezing import freeze, train_mode
 from utils.costs import (
     AsOnCuda,
     empty_copies,
@@ -119,13 +120,15 @@ def count_model(config, is_pretrain):
     moments = pick(MOMENTS, config.TRAIN.OPTIMIZER.NAME, "TRAIN.OPTIMIZER.NAME")
     with torch.device("meta"):
         model = build_model(config, is_pretrain)
+    freeze(model, config.TRAIN.FREEZE)
     parameters = list(model.parameters())
     trainable = [p for p in parameters if p.requires_grad]
     total, units = num_parameters(parameters), [num_parameters(unit.parameters()) for unit in model.units()]
     encoder = num_parameters(model.encoder.parameters()) if is_pretrain else total - num_parameters(model.head.parameters())
     mixed = format_of(config)
     with no_memory(), AsOnCuda():
-        compute_loss = training_loss(config, empty_copies(model).train(), is_pretrain)
+        train_mode(empty_copies(model))
+        compute_loss = training_loss(config, model, is_pretrain)
         forward, training = training_flops(compute_loss)
         whole = training_memory(model, compute_loss)
         # sharded parameters are gathered in 16 bit, so autocast need not copy them
