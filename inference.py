@@ -28,7 +28,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the released weights of the name")
     parser.add_argument("--weights-dir", metavar="FOLDER", help="where released weights lie")
     parser.add_argument("--task", choices=TASKS, help="what a recipe is for, where it does not tell")
-    parser.add_argument("--classes", metavar="FILE", help="text file with a class name a line, or the data folder of training")
+    parser.add_argument("--classes", metavar="FILE",
+                        help="text file with a class name a line, the data folder of training, or imagenet")
     parser.add_argument("--topk", type=int, metavar="N", help="best classes to print (default: 5)")
     parser.add_argument("--json", action="store_const", const=True, help="print predictions as JSON")
     parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`")
@@ -57,9 +58,11 @@ from data.folders import class_names, image_files
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
 from data.reading import BadImage
+from data.splits import find_splits
 from data.transforms import eval_transform, heldout_transform, pil_mode, rules_of
 from models.weights import zoo
-from recipes import build, load_into, open_recipe
+from models.weights.heads import read_head
+from recipes import build, fit_head, load_into, open_recipe
 from utils.names import shown
 from utils.pictures import picture_grid
 from utils.precision import build_precision
@@ -67,6 +70,7 @@ from utils.registry import pick
 from utils.seeding import MASK, rng_for
 from utils.tables import aligned
 
+IMAGENET_NAMES = "imagenet"  # --classes
 IMAGENET = "ResNet50_Weights.IMAGENET1K_V2"  # of torchvision, whose metadata has the names of the 1000 classes
 # of pre-trained models by MODEL.METHOD, as mmpretrain's users know them; of other methods a map
 DEFAULT_OUTPUTS = {"mae": "tokens", "mixmim": "pooled"}
@@ -100,12 +104,16 @@ def get_model(model, pretrained=False, device=None, weights_dir=None, task=None,
         raise ValueError(f"pretrained=True means released weights, and {recipe.name} is a recipe, which has none: pass "
                          f"pretrained=<checkpoint> (--weights), or a name from list_models().")
     device = _device(device)
+    weights = zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained  # building takes long, this may fail
+    if weights:
+        fit_head(recipe, weights)
     if classes is not None:
         recipe.classes = read_classes(classes, recipe)
-    weights = zoo.weights_file(entry, weights_dir) if pretrained is True else pretrained  # building takes long, this may fail
     built = build(recipe)
     if weights:
         load_into(built, recipe, weights)
+    if pretrained is True and recipe.classes is None and recipe.config.MODEL.NUM_CLASSES == 1000 and recipe.task != "pretrain":
+        recipe.classes = imagenet_classes()  # all released heads are of ImageNet-1K; of other files nothing is known
     built.recipe = recipe
     return built.to(device).eval()
 
@@ -114,8 +122,8 @@ def read_classes(classes, recipe):
     """Names of classes.
 
     Args:
-        classes: list of names, in the order of the labels; path of a text file with one a line; or the data folder the model
-            was trained on (that of the class folders, or the one with train/ in it).
+        classes: list of names, in the order of the labels; path of a text file with one a line; the data folder the model was
+            trained on (that of the class folders, or the one with train/ in it); or "imagenet" for the names of ImageNet-1K.
         recipe: recipes.Recipe; says how many are expected.
     Raises: ValueError on another number of them; FileNotFoundError.
     """
@@ -125,13 +133,16 @@ def read_classes(classes, recipe):
     if isinstance(classes, (dict, set, frozenset)):
         raise ValueError(f"classes= is a {type(classes).__name__}: pass a list of names, in the order of the labels.")
     source = "classes="
-    if isinstance(classes, (str, Path)):
+    if classes == IMAGENET_NAMES and not os.path.exists(classes):
+        source, classes = f"classes={classes} (--classes)", imagenet_classes()
+    elif isinstance(classes, (str, Path)):
         source, path = f"classes={classes} (--classes)", Path(classes)
         if path.is_dir():
-            classes = class_names(path / "train" if (path / "train").is_dir() else path, "classes=")
+            splits = find_splits(path)
+            classes = class_names(splits.train or splits.val or path, "classes=")
         elif not path.is_file():
-            raise FileNotFoundError(f"classes={path} (--classes) does not exist: expected a text file with one name a line, or "
-                                    f"the data folder of the training.")
+            raise FileNotFoundError(f"classes={path} (--classes) does not exist: expected a text file with one name a line, "
+                                    f"the data folder of the training, or imagenet.")
         else:
             classes = _lines(path)
     names = [str(name) for name in classes]
@@ -176,7 +187,7 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
         batch_size: images that go through the model at once.
         device: where to; None = where the model is, or for a name a GPU if there is one.
         topk: number of the best classes in `pred_topk`.
-        classes: names, see read_classes; None = the model's, or ImageNet's where there are 1000.
+        classes: names, see read_classes; None = those that the model's checkpoint keeps, ImageNet's of released weights.
         pretrained: with a name or recipe, as in get_model; None = the released weights.
     Returns: dict for one image, list of dicts for a list: pred_label (int), pred_score (float), pred_scores (float32 array of
         all classes, which add up to 1), pred_topk (list of {label, score, class}); pred_class (str) where names are known.
@@ -189,7 +200,6 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
     if not topk >= 1:
         raise ValueError(f"topk={topk} (--topk) must be at least 1.")
     names = read_classes(classes, recipe) if classes is not None else recipe.classes
-    names = names or (imagenet_classes() if recipe.config.MODEL.NUM_CLASSES == 1000 else None)
     logits = _run(model, images, batch_size, eval_transform, _logits)
     if not torch.isfinite(logits).all():
         raise ValueError(f"predictions of {int((~torch.isfinite(logits)).any(dim=1).sum())} of {len(logits)} images are NaN or "
@@ -275,9 +285,13 @@ def _check_task(recipe, part):
 def _check_part(model, part):
     """The model, unless weights were loaded but not those of the part, which is then random."""
     if part and model.recipe.lacks(part):
-        wanted = {"head.": "a fine-tuned checkpoint of these classes", "decoder.": "a full checkpoint (ckpt_epoch_N.pth)"}
-        raise ValueError(f"{model.recipe.report.path} has no {part[:-1]} that fits: there is nothing to show. Use "
-                         f"{wanted[part]}.")
+        report, wanted = model.recipe.report, model.recipe.config.MODEL.NUM_CLASSES
+        size = read_head(report.path, model.recipe.config.PRETRAINED_KEY).size if part == "head." else None
+        if size and size != wanted:
+            raise ValueError(f"{report.path} has no head that fits: it is for {size} classes, and MODEL.NUM_CLASSES={wanted} "
+                             f"is set. Use MODEL.NUM_CLASSES {size} (--opts MODEL.NUM_CLASSES {size}), or leave it out.")
+        advice = {"head.": "a fine-tuned checkpoint", "decoder.": "a full checkpoint (ckpt_epoch_N.pth)"}[part]
+        raise ValueError(f"{report.path} has no {part[:-1]} that fits: there is nothing to show. Use {advice}.")
     return model
 
 
@@ -373,6 +387,9 @@ def main(args):
         print(f"{args.reconstruct}: reconstructions of {len(read)} images")
     if not args.features and not args.reconstruct:
         results = iter(inference_model(model, read, **given(args, "topk", "batch_size")))
+        if model.recipe.classes is None:
+            print("the weights keep no names of classes: numbers are shown. --classes <file with a name a line> names them, or "
+                  "--classes imagenet", file=sys.stderr)
         print_predictions(paths, [None if path in errors else next(results) for path in paths], errors, args.json)
     if errors:
         for error in errors.values():

@@ -21,10 +21,11 @@ from engine import Job, Updater, build_for_training, fit, parallel, running, sta
 from evaluation import evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
+from models.weights.heads import read_head
 from optimizer import build_optimizer
-from resume import compare_classes
 from utils import distributed
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.checkpoint import load_checkpoint, load_weights, weights_of
+from utils.classes import head_of
 
 log = logging.getLogger("simmim.main")
 
@@ -36,16 +37,25 @@ def main(cfg, opts):
     device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_model(config, is_pretrain=False).to(device), config, device, precision)
-    loaders = build_loader(config, is_pretrain=False, train=not config.EVAL_MODE)
-    config = with_classes(config, loaders.classes)
+    head = evaluated_head(config) if config.EVAL_MODE else None
+    loaders = build_loader(config, is_pretrain=False, train=not config.EVAL_MODE, head=head)
+    config = with_classes(config, loaders.classes, head.path if head else "the data")
     if config.EVAL_MODE:
         return evaluate_only(build_model(config, is_pretrain=False).to(device), loaders, config, device, precision)
     model = build_for_training(config, False, device, precision)
     if config.PRETRAINED:
-        load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
+        load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY, loaders.classes)
     elif not config.MODEL.RESUME:
         log.info("no --pretrained checkpoint: training from scratch, unless the run folder holds a checkpoint to resume")
     train(model, loaders, config, device, precision)
+
+
+def evaluated_head(config):
+    """utils.classes.Head of the checkpoint that --eval names: whose classes its labels are."""
+    if config.MODEL.RESUME:
+        content = load_checkpoint(config.MODEL.RESUME, moments=False)
+        return head_of(content, weights_of(content), config.MODEL.RESUME)
+    return read_head(config.PRETRAINED, config.PRETRAINED_KEY)
 
 
 def evaluate_only(model, loaders, config, device, precision):
@@ -53,9 +63,8 @@ def evaluate_only(model, loaders, config, device, precision):
     if config.MODEL.RESUME:
         content = load_checkpoint(config.MODEL.RESUME, moments=False)
         load_weights(model, content, config.MODEL.RESUME)
-        compare_classes(content, loaders.classes, config.MODEL.RESUME)
     else:
-        report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
+        report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY, loaders.classes)
         if any(name.startswith("head.") for name in report.missing):
             raise ValueError(f"{config.PRETRAINED} has no head for {len(loaders.classes)} classes: there is nothing to "
                              f"evaluate. Fine-tune first, or pass a fine-tuned checkpoint.")

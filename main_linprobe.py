@@ -39,9 +39,10 @@ from lr_scheduler import build_scheduler
 from models import load_pretrained
 from models.probe import build_probe, check_probing
 from optimizer import build_optimizer
-from resume import check_fixed, compare_classes
+from resume import check_fixed
 from utils import distributed
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.checkpoint import load_checkpoint, load_weights, weights_of
+from utils.classes import head_of
 from utils.knn import count_correct
 
 log = logging.getLogger("simmim.main")
@@ -55,15 +56,19 @@ def main(cfg, opts):
     device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_probe(config, config.MODEL.NUM_CLASSES).to(device), config, device, precision)
-    loaders = build_probe_loaders(config, train=config.PROBE.KNN or not config.EVAL_MODE)
-    config = with_classes(config, loaders.classes)
+    content = head = None
+    if config.EVAL_MODE and not config.PROBE.KNN:
+        content = load_checkpoint(config.MODEL.RESUME, moments=False)
+        head = head_of(content, weights_of(content), config.MODEL.RESUME)
+    loaders = build_probe_loaders(config, train=config.PROBE.KNN or not config.EVAL_MODE, head=head)
+    config = with_classes(config, loaders.classes, head.path if head else "the data")
     model = build_probe(config, len(loaders.classes))
     if config.PRETRAINED:
         load_pretrained(model.encoder, config.PRETRAINED, config.PRETRAINED_KEY)
     probe = Probe(config, model.to(device), loaders, device, precision)
     if config.PROBE.KNN:
         return probe.nearest_neighbours()
-    probe.evaluate_only() if config.EVAL_MODE else probe.train()
+    probe.evaluate_only(content) if config.EVAL_MODE else probe.train()
 
 
 class Probe:
@@ -98,11 +103,9 @@ class Probe:
             numbers.append({"layer": str(layer), "feature": self.model.feature, **found})
         return numbers
 
-    def evaluate_only(self):
+    def evaluate_only(self, content):
         path = self.config.MODEL.RESUME
-        content = load_checkpoint(path)
         check_fixed(self.config, content, path, FIXED)
-        compare_classes(content, self.loaders.classes, path)
         load_weights(self.model, content, path)
         record_evaluation(self.config, *self.accuracies(self.features("val")))
 

@@ -3,10 +3,11 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, find_recipe, flatten, load_config, settings
+from config import Config, find_recipe, flatten, load_config, settings, with_values
 from models.build import build_model
 from models.probe import LinearProbe, build_probe
 from models.weights import zoo
+from models.weights.heads import read_head
 from models.weights.pretrained import Report, load_pretrained
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.finite import check_finite
@@ -135,6 +136,16 @@ def _settings(overrides, config):
             raise ValueError(f"{key} is given twice, as a word and by its key: leave one out.")
         opts += [key, value]
     return opts
+
+
+def fit_head(recipe, path):
+    """Have a model get the head that a checkpoint has, where the number of classes is not set."""
+    if recipe.task == "pretrain" or "MODEL.NUM_CLASSES" in recipe.config.given:
+        return
+    head = read_head(path, recipe.config.PRETRAINED_KEY)
+    if head.size and head.size != recipe.config.MODEL.NUM_CLASSES:
+        log.info("%s has a head for %d classes, and so has the model", path, head.size)
+        recipe.config = with_values(recipe.config, MODEL__NUM_CLASSES=head.size)
 
 
 def load_into(model, recipe, path):

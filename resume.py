@@ -4,7 +4,6 @@ import math
 import os
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from utils.checkpoint import (
     save_checkpoint,
     save_folder,
 )
+from utils.classes import check_same, kept_classes
 from utils.finite import nonfinite
 
 log = logging.getLogger("simmim.resume")
@@ -191,16 +191,6 @@ def nonfinite_in(content):
     return nonfinite({name: value for name, value in named.items() if isinstance(value, torch.Tensor)})
 
 
-def compare_classes(content, classes, path):
-    """Warn where the classes that a checkpoint was trained on are not those of the data: labels then mean something else."""
-    trained = content.get("classes")
-    if trained and classes and list(trained) != list(classes):
-        place = next(i for i, (one, other) in enumerate(zip_longest(trained, classes)) if one != other)
-        one, other = (names[place] if place < len(names) else "no class" for names in (trained, classes))
-        log.warning("%s was trained on other classes than those of the data: label %d is %s there and %s here. Accuracies are "
-                    "of labels by their number", path, place, one, other)
-
-
 def resume(job):
     """Continue a run where it stopped, if there is anything to continue.
 
@@ -252,7 +242,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
     check_fixed(job.config, content, path, job.fixed)
-    compare_classes(content, job.classes, path)
+    check_same(kept_classes(content), job.classes, path)
     if "folder" in content:
         _read_folder(job, content, advice)
         _refuse_nonfinite(job, nonfinite_parts(job), path)

@@ -43,7 +43,7 @@ from data.transforms import (
 )
 from data.workers import Notes, Workers
 from utils import distributed
-from utils.names import listed, shown
+from utils.names import listed, same_text, shown
 from utils.registry import pick
 
 log = logging.getLogger("simmim.data")
@@ -67,17 +67,19 @@ class Loaders:
     plain: "ImageLoader | None" = None
 
 
-def build_loader(config, is_pretrain, train=True):
+def build_loader(config, is_pretrain, train=True, head=None):
     """Loaders of a run.
 
     Args:
         config: from load_config.
         is_pretrain: images with masks, or images with labels.
         train: False leaves out the training data (evaluation).
+        head: evaluation: utils.classes.Head of the checkpoint, whose classes count where it keeps their names; None = those
+            of the data do.
     Returns: Loaders.
     Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
     """
-    return (_pretrain_loaders if is_pretrain else _finetune_loaders)(config, train)
+    return _pretrain_loaders(config, train) if is_pretrain else _finetune_loaders(config, train, head)
 
 
 def mixing_is_on(config):
@@ -132,13 +134,14 @@ def _pretrain_loaders(config, train):
     return Loaders(loader, val, pictures=Pictures(held_out or plain(samples)))
 
 
-def build_probe_loaders(config, train=True):
+def build_probe_loaders(config, train=True, head=None):
     """Loaders of a probe; `train` augments as MAE's linear probe does and is None without PROBE.AUGMENT.
 
     Args:
         train: False leaves out the training data (evaluation of a head).
+        head: as in build_loader.
     """
-    samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
+    samples, val_samples, classes = _labelled_samples(config, train, head)
     mode = pil_mode(config)
 
     def images(samples, transform):
@@ -163,18 +166,18 @@ def feature_loader(config, loader, shuffled):
     return FeatureLoader(labels, config.DATA.BATCH_SIZE, sampler, seed=config.SEED if shuffled else None)
 
 
-def with_classes(config, classes):
-    """The config with the number of classes of the data. Raises ValueError where the user set another one."""
+def with_classes(config, classes, owner="the data"):
+    """The config with a number of classes, of the data or whoever owns them. Raises ValueError where another one is set."""
     if "MODEL.NUM_CLASSES" in config.given and config.MODEL.NUM_CLASSES != len(classes):
-        raise ValueError(f"MODEL.NUM_CLASSES={config.MODEL.NUM_CLASSES} but the data has {len(classes)} classes "
-                         f"({listed(classes, 4)}). Leave it out to take it from the "
-                         f"data, or check --data-path.")
+        raise ValueError(f"MODEL.NUM_CLASSES={config.MODEL.NUM_CLASSES} but {owner} has {len(classes)} classes "
+                         f"({listed(classes, 4)}). Use --opts MODEL.NUM_CLASSES {len(classes)}, or "
+                         f"leave it out of --cfg and --opts; or check --data-path.")
     return with_values(config, MODEL__NUM_CLASSES=len(classes))
 
 
-def _finetune_loaders(config, train):
+def _finetune_loaders(config, train, head):
     check_finetuning(config)
-    samples, val_samples, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
+    samples, val_samples, classes = _labelled_samples(config, train, head)
     mode = pil_mode(config)
     val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED, rules_of(config)))
     if not train:
@@ -185,6 +188,16 @@ def _finetune_loaders(config, train):
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
     dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, rules_of(config))
     return Loaders(_train_loader(config, dataset, config.DATA.DATA_PATH), val, classes)
+
+
+def _labelled_samples(config, train, head):
+    """(training samples, validation samples, names of the classes), see build_loader."""
+    samples, val, classes = pick(FINETUNE_SAMPLES, config.DATA.DATASET, "DATA.DATASET")(config, train)
+    if head is None:
+        return samples, val, classes
+    names = head.labels_of([classes[label] for label in sorted({label for _, label in val})], classes)
+    labels = {same_text(name): label for label, name in enumerate(names)}
+    return samples, [(path, labels[same_text(classes[label])]) for path, label in val], list(names)
 
 
 # ---- where the files are ------------------------------------------------------------------------------------------

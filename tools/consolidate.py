@@ -41,7 +41,8 @@ def main(args):
         if not weights:
             raise ValueError(f"{args.source} has no encoder inside a pre-training model: --encoder does not apply.")
     if weights_alone:
-        content = {"model": weights, **{key: content[key] for key in ("epoch", "config") if key in content}}
+        kept = ("epoch", "config") if args.encoder else ("epoch", "config", "classes")
+        content = {"model": weights, **{key: content[key] for key in kept if key in content}}
     save_checkpoint(args.target, content)
     print(f"{args.target}: {len(weights)} tensors, {args.target.stat().st_size / 2 ** 20:.1f} MiB")
 

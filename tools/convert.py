@@ -32,6 +32,7 @@ if __name__ == "__main__":
 from models.encoders.encoder import REBUILT_BUFFERS
 from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
 from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_of
+from utils.classes import kept_classes
 from utils.finite import check_finite
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
@@ -61,14 +62,18 @@ def convert(source, target, to, from_layout=None, force=False):
     check_target(target, force)
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is the file that is read: choose another name.")
-    weights = weights_of(load_checkpoint(source, moments=False))
+    content = load_checkpoint(source, moments=False)
+    weights, classes = weights_of(content), kept_classes(content)
     ours, kind, unknown = read_layout(weights, source, from_layout)
     # a mask of attention may be -inf where it hides
     check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)
     theirs, dropped, model = write_layout(ours, to)
-    save_checkpoint(target, {WRAPPED[to]: theirs} if to in WRAPPED else theirs)
+    named = {"classes": classes} if classes and (to in WRAPPED or target.suffix == ".safetensors") else {}
+    save_checkpoint(target, {WRAPPED[to]: theirs, **named} if to in WRAPPED else {**theirs, **named})
     lines = [f"{source}: {kind.name}, {len(weights)} tensors",
              f"{target}: {len(theirs)} tensors for {model.model}, {target.stat().st_size / 2 ** 20:.1f} MiB"]
+    if classes and not named:
+        lines.append(f"left out, because {target.suffix} files of {to} hold weights alone: names of {len(classes)} classes")
     for names, reason in ((dropped, "there is nothing like it there"), (unknown, "it is not known what it is")):
         if names:
             more = f", ... ({len(names)} in all)" if len(names) > 8 else ""

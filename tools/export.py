@@ -48,9 +48,8 @@ import torch
 
 from config import encoder_config, image_size, load_config, with_values
 from models.build import build_encoder, build_model, materialize
+from models.weights.heads import read_head
 from models.weights.pretrained import load_pretrained
-from models.weights.sources import recognised, under_encoder
-from utils.checkpoint import load_checkpoint, weights_of
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_FILE = 2 ** 31 - 2 ** 24  # bytes of weights: an ONNX file ends at 2 GiB, what is larger has them in a second one
@@ -114,7 +113,11 @@ def load_model(config, path, features):
         if features:
             model = build_encoder(config)
         else:
-            model = build_model(with_values(config, MODEL__NUM_CLASSES=num_classes(path)), is_pretrain=False)
+            size = read_head(path).size
+            if size is None:
+                raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the "
+                                 f"encoder.")
+            model = build_model(with_values(config, MODEL__NUM_CLASSES=size), is_pretrain=False)
     report = load_pretrained(materialize(model), path)
     print(report)
     missing = [name for name in report.missing if not name.startswith(OF_PRETRAINING)]
@@ -122,16 +125,6 @@ def load_model(config, path, features):
         raise ValueError(f"{path} has no weights for {', '.join(missing[:4])}, which the output depends on. Use the recipe "
                          f"that the checkpoint was made with.")
     return model
-
-
-def num_classes(path):
-    """Of the head in a checkpoint. Raises ValueError if there is none."""
-    weights = weights_of(load_checkpoint(path, moments=False))
-    source, weights, _, _ = recognised(weights, path)
-    head = (source.convert if source else under_encoder)(weights).get("encoder.head.weight")
-    if head is None:
-        raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the encoder.")
-    return len(head)
 
 
 def random_images(config, batch):

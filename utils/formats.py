@@ -73,14 +73,15 @@ def write_safetensors(path, state):
     """Write weights, and the numbers and text beside them, down to the disk.
 
     Args:
-        state: weights under `model` or `state_dict`, or standing alone; other entries are numbers, text or None.
+        state: weights under `model` or `state_dict`, or standing alone; other entries are numbers, text, lists of text or None.
     Raises: ValueError on entries that the format can't hold.
     """
     key = next((key for key in WEIGHT_KEYS[:2] if isinstance(state.get(key), dict)), None)
     weights = state[key] if key else {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     entries = {name: value for name, value in state.items() if name != key and name not in weights}
     unfit = [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]
-    unfit += [name for name, value in entries.items() if not isinstance(value, str | int | float | None)]
+    unfit += [name for name, value in entries.items() if not isinstance(value, str | int | float | None) and not (
+        isinstance(value, list) and value and all(isinstance(item, str) for item in value))]
     if unfit:
         raise ValueError(f"a .safetensors file holds weights, numbers and text, but not {', '.join(unfit[:4])}: leave it out, "
                          f"or write a .pth file.")

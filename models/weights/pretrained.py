@@ -8,6 +8,7 @@ import torch
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder
 from models.weights.sources import SOURCES, Source, as_it_is, encoder_type, recognised, under_encoder
 from utils.checkpoint import load_checkpoint, other_weights, weights_at, weights_of
+from utils.classes import difference, kept_classes
 from utils.finite import check_finite
 from utils.formats import WEIGHT_KEYS
 from utils.sharding import assign
@@ -74,7 +75,7 @@ class Report:
         return f"{self.path} ({self.source}): {'; '.join(parts + self.notes)}"
 
 
-def load_pretrained(model, path, key=""):
+def load_pretrained(model, path, key="", classes=None):
     """Load the encoder of a checkpoint into a model; into a pre-training model the decoder as well, where it fits.
 
     Position tables are resized to the model's grid, the first convolution is adapted to its channels.
@@ -83,6 +84,7 @@ def load_pretrained(model, path, key=""):
         model: a pre-training method or a classification model.
         path: file or https address; SOURCES lists the kinds.
         key: where in the file the weights stand, as PRETRAINED_KEY.
+        classes: names of the classes that the head of the model is for. Where the file keeps others, its head is not taken.
     Returns: Report.
     Raises: FileNotFoundError; ValueError if the file is unreadable, of an unknown kind, holds another encoder, or NaN or
         infinite values in what the model takes.
@@ -95,15 +97,32 @@ def load_pretrained(model, path, key=""):
                          f"Its entries are {', '.join(map(str, list(content)[:6])) or 'none'}.")
     encoder = model if isinstance(model, Encoder) else model.encoder
     source, weights, prefix, others = recognise(weights, encoder, path)
-    report = Report(str(path), source.name, classes=list(content.get("classes") or []), unexpected=others)
+    report = Report(str(path), source.name, classes=kept_classes(content), unexpected=others)
     report.notes += _where(content, key, prefix)
     weights = source.convert(weights)
+    weights = _without_head_of_others(weights, classes, report)
     _load_encoder(encoder, {name.removeprefix("encoder."): value for name, value in weights.items()
                             if name.startswith("encoder.")}, report)
     if encoder is not model:
         _load_rest(model, {name: value for name, value in weights.items() if not name.startswith("encoder.")}, report)
     log.info("%s", report)
     return report
+
+
+def _without_head_of_others(weights, classes, report):
+    """The weights without a head that is for other classes of the same number; one that is taken over is said."""
+    head = weights.get("encoder.head.weight")
+    if not classes or head is None or len(head) != len(classes):
+        return weights
+    if not report.classes:
+        report.notes.append(f"its head is taken over by the number of classes, {len(head)}: the file keeps no names of them")
+        return weights
+    if not difference(report.classes, classes):
+        report.notes.append(f"its head is taken over: it is for the same {len(head)} classes")
+        return weights
+    report.notes.append(f"the head of the file is for other classes ({difference(report.classes, classes)}): left as "
+                        f"initialised")
+    return {name: value for name, value in weights.items() if not name.startswith("encoder.head.")}
 
 
 def _where(content, key, prefix):

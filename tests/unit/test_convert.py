@@ -4,6 +4,7 @@ import torch
 
 from models import load_pretrained
 from models.weights.layouts import KINDS, LAYOUTS, kind_of, read_layout
+from tools import consolidate
 from tools import convert as tool
 from utils.checkpoint import load_checkpoint, save_checkpoint, weights_of
 
@@ -263,3 +264,27 @@ def test_weights_that_are_not_finite_are_not_converted(tmp_path):
     with pytest.raises(ValueError, match=r"source\.pth holds NaN or infinite values in 1 of .*fc1\.bias"):
         tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "ours")
     assert not (tmp_path / "there.pth").exists()
+
+
+# ---- names of classes ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("target", "to"), [("a.pth", "official"), ("a.safetensors", "timm"), ("a.pth", "ours")])
+def test_names_of_the_classes_come_along(target, to, tmp_path):
+    names = ["axe", "bow", "caf\udce9", "mug", "yak"]
+    content = {"model": tiny_model("swin", is_pretrain=False).state_dict(), "classes": names}
+    save_checkpoint(tmp_path / "best.pth", content)
+    tool.convert(tmp_path / "best.pth", tmp_path / target, to)
+    assert load_checkpoint(tmp_path / target)["classes"] == names
+
+
+def test_names_of_the_classes_that_can_not_come_along_are_said(tmp_path):
+    content = {"model": tiny_model("swin", is_pretrain=False).state_dict(), "classes": list("abcde")}
+    save_checkpoint(tmp_path / "best.pth", content)
+    assert "names of 5 classes" in "\n".join(tool.convert(tmp_path / "best.pth", tmp_path / "a.pth", "timm"))
+
+
+def test_consolidated_weights_keep_the_names_of_their_classes(tmp_path):
+    content = {"model": tiny_model("swin", is_pretrain=False).state_dict(), "classes": list("abcde"), "optimizer": {}}
+    save_checkpoint(tmp_path / "best.pth", content)
+    consolidate.main(consolidate.parse_arguments([str(tmp_path / "best.pth"), str(tmp_path / "a.safetensors")]))
+    assert load_checkpoint(tmp_path / "a.safetensors")["classes"] == list("abcde")

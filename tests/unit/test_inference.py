@@ -217,9 +217,10 @@ def test_one_image_gives_a_dict_and_a_list_gives_a_list(swin, paths):
     assert isinstance(inference_model(swin, [paths[0]]), list)
 
 
-def test_classes_are_those_of_imagenet_where_there_are_1000(paths):
+def test_classes_are_those_of_imagenet_where_they_are_asked_for(paths):
     model = get_model(tiny_config("vit"), task="classification", num_classes=1000)
-    result = inference_model(model, paths[0])
+    assert "pred_class" not in inference_model(model, paths[0])  # a head of 1000 classes may be of anything
+    result = inference_model(model, paths[0], classes="imagenet")
     assert result["pred_class"] == imagenet_classes()[result["pred_label"]]
     assert (imagenet_classes()[0], imagenet_classes()[999]) == ("tench", "toilet tissue")
 
@@ -612,3 +613,51 @@ def test_broken_image_is_raised_from_python(swin, paths, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png can't be read as an image"):
         inference_model(swin, [*paths, tmp_path / "broken.png"])
+
+
+# ---- the head of a file -------------------------------------------------------------------------------------------
+
+def own_classifier(tmp_path, names, num_classes=None):
+    config = make_config("swin", "plain")
+    config = with_values(config, MODEL__NUM_CLASSES=num_classes or len(names))
+    content = {"model": build(config, is_pretrain=False).state_dict(), **({"classes": names} if names else {})}
+    torch.save(content, tmp_path / "best.pth")
+    return tmp_path / "best.pth"
+
+
+def recipe_of(tmp_path):
+    """A recipe that does not say how many classes there are."""
+    lines = [line for line in make_config("swin", "plain").dump().splitlines() if "NUM_CLASSES" not in line]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "recipe.yaml"
+
+
+def test_number_and_names_of_the_classes_are_those_of_the_file(tmp_path, paths):
+    weights = own_classifier(tmp_path, ["ant", "bee", "cat"])
+    model = get_model(recipe_of(tmp_path), weights, task="classification")
+    assert model.recipe.config.MODEL.NUM_CLASSES == 3 and model.recipe.classes == ["ant", "bee", "cat"]
+    assert inference_model(model, paths[0])["pred_class"] in ("ant", "bee", "cat")
+
+
+def test_head_of_1000_other_classes_never_has_the_names_of_imagenet(tmp_path, paths):
+    model = get_model(recipe_of(tmp_path), own_classifier(tmp_path, [], 1000), task="classification")
+    assert model.recipe.classes is None and "pred_class" not in inference_model(model, paths[0])
+    names = [f"plant {i}" for i in range(1000)]
+    model = get_model(recipe_of(tmp_path), own_classifier(tmp_path, names), task="classification")
+    assert inference_model(model, paths[0])["pred_class"].startswith("plant ")
+
+
+def test_advice_on_the_number_of_classes_works(tmp_path, paths):
+    """What the message says to type is typed."""
+    weights, recipe = own_classifier(tmp_path, ["ant", "bee", "cat"]), recipe_of(tmp_path)
+    command = [sys.executable, str(ROOT / "inference.py"), "--task", "classification", "--model", str(recipe), "--weights",
+               str(weights), str(paths[0])]
+
+    def inferred(*more):
+        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=ROOT)
+
+    refused = inferred("--opts", "MODEL.NUM_CLASSES", "7")
+    advice = re.search(r"\((--opts MODEL\.NUM_CLASSES \d+)\)", refused.stderr)[1]
+    assert refused.returncode == 2 and "it is for 3 classes, and MODEL.NUM_CLASSES=7 is set" in refused.stderr
+    for more in (advice.split(), []):
+        assert inferred(*more).returncode == 0
