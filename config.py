@@ -98,6 +98,12 @@ def _below_one(betas):
     return None if all(0 <= beta < 1 for beta in betas) else "must lie in [0, 1), e.g. [0.9, 0.999]"
 
 
+def _keeps_most(decay):
+    if decay == 0 or 0.5 <= decay < 1:
+        return None
+    return f"is the share of the average that stays: expected 0, or 0.5 and more but below 1, e.g. {1 - decay or 0.9999:g}"
+
+
 def _block(layer):
     named = layer == "last" or type(parse(layer)) is int
     return None if named else "(--layer) must be the number of a block, from 1 or, from the end, -1; or last"
@@ -192,6 +198,8 @@ TRAIN = {
                       "patch_embed,layers.0", rule=lambda what: None if what.strip() else "is empty: none trains everything",
                       jobs=PRETRAIN + FINETUNE),
     "USE_CHECKPOINT": Setting(False, "recompute activations in the backward pass to save memory"),
+    "EMA_DECAY": Setting(0.0, "+ share that an average of the weights keeps in a step, e.g. 0.9999; 0 = no average",
+                         low=0, high=1, rule=_keeps_most),
     "NONFINITE_LIMIT": Setting(20, "+ stop after this many steps in a row with a NaN or infinite gradient", "steps", low=1,
                                high=10 ** 9),
     "LR_SCHEDULER.NAME": Setting("cosine", "course of the learning rate", choices=("cosine", "linear", "step", "multistep")),
@@ -266,7 +274,8 @@ RUN = {
     "DIST_TIMEOUT_MINUTES": Setting(30.0, "+ a process that is silent, or waited for, longer ends the job with an error",
                                     "minutes", low=0.05),
     "PRETRAINED": Setting("", "checkpoint that initialises the model; path or https address", kind=PATH),
-    "PRETRAINED_KEY": Setting("", '+ which weights of it, where it has several, e.g. model_ema; "" = the likeliest'),
+    "PRETRAINED_KEY": Setting("", '+ which weights of it (with --eval of MODEL.RESUME, too), where it has several: "" = the '
+                              'likeliest | ema (the average, wherever it stands, --ema) | a key, e.g. teacher'),
 }
 TITLES = {"DATA": "Images, masks and batches", "MODEL": "The model", "TRAIN": "Training",
           "AUG": "Augmentation of labelled images", "PROBE": "Linear probe and nearest neighbours",

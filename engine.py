@@ -26,8 +26,9 @@ from models.build import build_sharded
 from models.freezing import freeze, train_mode
 from resume import Place, resume, save_best
 from utils import distributed, stopping
+from utils.average import Average
 from utils.background import Writer
-from utils.checkpoint import check_places, remove_unfinished
+from utils.checkpoint import BEST_AVERAGE_FILE, check_places, remove_unfinished
 from utils.devices import to_device
 from utils.heartbeat import Heartbeat
 from utils.lock import FolderLock
@@ -50,13 +51,15 @@ class Updater:
         model: the module whose parameters the optimizer has, wrapped for parallel training or not.
         optimizer, precision: from build_optimizer and build_precision.
         clip: largest gradient norm, 0 or None = no clipping.
+        average: utils.average.Average of the weights, or None.
     """
 
-    def __init__(self, model, optimizer, precision, clip):
+    def __init__(self, model, optimizer, precision, clip, average=None):
         self.model = model
         self.optimizer = optimizer
         self.precision = precision
         self.clip = clip or math.inf
+        self.average = average
         self.skipped = 0         # steps skipped so far
         self.skipped_in_row = 0  # ... without a good one between; both become tensors with the first step
         self.loss = None         # of the last step, of this process
@@ -82,6 +85,8 @@ class Updater:
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.clip))  # over all parts of a sharded model
         nonfinite = ~torch.isfinite(norm)
         self.precision.step(self.optimizer, nonfinite)
+        if self.average is not None:
+            self.average.update(skipped=nonfinite)
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped = self.skipped + nonfinite
         self.skipped_in_row = (self.skipped_in_row + 1) * nonfinite
@@ -108,7 +113,9 @@ class Job:
         loader: training batches, tuples of tensors; its sampler has `set_epoch`; what it can't read is in its `bad`.
         updater, scheduler: what changes the weights, what sets the learning rate.
         compute_loss: (model, batch) -> scalar loss.
-        validate: epoch -> {name: number}, on all ranks; {} if there is nothing to validate.
+        validate: epoch -> {name: number}, on all ranks; {} if there is nothing to validate. Called again for the average of
+            the weights, which the model then has.
+        draw: epoch -> None, on all ranks: pictures of what the model makes, before it is validated; or None.
         folder: run folder.
         metrics: MetricWriter, made by open_run.
         place: resume.Place, where the run is.
@@ -137,8 +144,11 @@ class Job:
     place: Place = field(default_factory=Place)
     files: dict | None = field(default_factory=dict)
     was_finished: bool = False
+    draw: Any = None
     best: float = 0.0
     best_epoch: int = -1
+    best_average: float = 0.0
+    best_average_epoch: int = -1
     started_from: str = ""
     fixed: tuple = ()
     classes: tuple = ()
@@ -151,7 +161,11 @@ def start(config):
     """Join the other processes, begin to log, seed: what every main does first.
 
     Returns: (torch.device, precision).
+    Raises: ValueError if weights are to be chosen in no file.
     """
+    if config.PRETRAINED_KEY and not config.PRETRAINED and not (config.EVAL_MODE and config.MODEL.RESUME):
+        raise ValueError(f"PRETRAINED_KEY={config.PRETRAINED_KEY} (--ema is ema) chooses among the weights of --pretrained, or "
+                         f"of --resume with --eval, and neither is given: leave it out, or pass a checkpoint.")
     device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
     create_logger(distributed.rank())
     precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
@@ -187,6 +201,16 @@ def _build(config, is_pretrain, device, precision):
     if config.SAVE_ASYNC:
         log.warning("SAVE_ASYNC is for whole models: with TRAIN.PARALLEL fsdp training waits until a checkpoint is written")
     return build_sharded(config, is_pretrain, device, precision.dtype)
+
+
+def build_updater(config, model, optimizer, precision, device):
+    """What changes the weights of a model, on all processes, and keeps their average where TRAIN.EMA_DECAY asks for one."""
+    return Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD, build_average(config, model))
+
+
+def build_average(config, model):
+    """Average of the weights that a model has now, None without TRAIN.EMA_DECAY."""
+    return Average(model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
 
 
 def parallel(model, device):
@@ -302,6 +326,14 @@ def announce(job, scaled, num_train, num_val):
     if train.WARMUP_EPOCHS >= train.EPOCHS:
         log.warning("TRAIN.WARMUP_EPOCHS=%d is not below TRAIN.EPOCHS=%d: the learning rate never reaches its peak",
                     train.WARMUP_EPOCHS, train.EPOCHS)
+    if train.EMA_DECAY:
+        steps, span = train.EPOCHS * -(-len(job.loader) // max(train.ACCUMULATION_STEPS, 1)), 1 / (1 - train.EMA_DECAY)
+        log.info("an average of the weights is kept, over about %.0f of %d steps (TRAIN.EMA_DECAY %g)", span, steps,
+                 train.EMA_DECAY)
+        if span > steps:
+            log.warning("TRAIN.EMA_DECAY=%g is slow for a run of %d steps: at its end %.0f%% of the average are the weights it "
+                        "began with. %.4g averages over a tenth of the run", train.EMA_DECAY, steps,
+                        100 * train.EMA_DECAY ** steps, max(1 - 10 / steps, 0.5))
     log.info("run folder: %s", job.folder)
 
 
@@ -344,17 +376,42 @@ def _validate(job, watch):
     """Validate the epoch that was trained last; keep its model if it is the best."""
     epoch = job.place.epoch - 1
     watch.at("the validation of epoch {}", epoch)
-    numbers = job.validate(epoch)
+    if job.draw is not None:
+        job.draw(epoch)
+    numbers, average, averaged = job.validate(epoch), job.updater.average, {}
+    if numbers and average is not None:
+        log.info("the average of the weights:")
+        with average.in_place():
+            averaged = job.validate(epoch)
     if numbers:
-        job.metrics.write("val", job.place.epoch * len(job.loader), epoch=epoch, **numbers)
-    score = numbers.get(job.score) if job.score else None
-    if score is not None and math.isfinite(numbers.get("loss", 0.0)) and (job.best_epoch < 0 or score > job.best):
-        job.best, job.best_epoch = score, epoch
+        of_average = {f"ema_{name}": value for name, value in averaged.items() if name not in ("images", "unreadable")}
+        job.metrics.write("val", job.place.epoch * len(job.loader), epoch=epoch, **numbers, **of_average)
+    if _is_best(job, epoch, numbers, job.best, job.best_epoch):
+        job.best, job.best_epoch = numbers[job.score], epoch
         job.writer.wait()  # the best without a checkpoint to go on from would be in the way of the next start
         save_best(job, epoch)
-    elif not math.isfinite(numbers.get("loss", 0.0)):
-        log.warning("the validation loss of epoch %d is %s: it can't be the best", epoch, numbers["loss"])
+    if _is_best(job, epoch, averaged, job.best_average, job.best_average_epoch):
+        job.best_average, job.best_average_epoch = averaged[job.score], epoch
+        job.writer.wait()
+        save_best(job, epoch, average=True)
     job.place.validated = True
+
+
+def _is_best(job, epoch, numbers, best, best_epoch):
+    """Whether the numbers of an epoch are better than the best so far."""
+    if not math.isfinite(numbers.get("loss", 0.0)):
+        log.warning("the validation loss of epoch %d is %s: it can't be the best", epoch, numbers["loss"])
+        return False
+    score = numbers.get(job.score) if job.score else None
+    return score is not None and (best_epoch < 0 or score > best)
+
+
+def report_best(job):
+    """Log the best top-1 of a run, and that of the average of its weights."""
+    log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
+    if job.best_average_epoch >= 0:
+        log.info("best top-1 of the average of the weights %.3f%% in epoch %d (%s, --ema)", job.best_average,
+                 job.best_average_epoch, BEST_AVERAGE_FILE)
 
 
 def train_epoch(job, epoch, watch=None):

@@ -127,9 +127,10 @@ def record_evaluation(config, *records):
 def append_records(config, kind, records):
     """Add records {name: number or text} to metrics.jsonl of the run folder, with the weights they belong to."""
     if distributed.rank() == 0:
+        key = {"key": config.PRETRAINED_KEY} if config.PRETRAINED_KEY else {}
         with open(os.path.join(run_folder(config), "metrics.jsonl"), "a", encoding="utf-8") as file:
             for record in records:
-                file.write(json_line({"kind": kind, "weights": config.MODEL.RESUME or config.PRETRAINED, **record}))
+                file.write(json_line({"kind": kind, "weights": config.MODEL.RESUME or config.PRETRAINED, **key, **record}))
 
 
 @torch.no_grad()

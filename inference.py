@@ -15,7 +15,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.cli import run
+from utils.cli import add_ema, run
 from utils.settings import TASKS
 
 FEATURE_KINDS = ("map", "pooled", "tokens")
@@ -40,6 +40,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: 32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list the names that --model takes")
+    add_ema(parser)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
     return parser.parse_intermixed_args(argv)
 
@@ -371,7 +372,7 @@ def main(args):
         as_list(files)  # says which is missing, before anything is downloaded
     part = "decoder." if args.reconstruct else None if args.features else "head."
     _check_task(open_recipe(args.model, args.task)[0], part)  # before anything is downloaded
-    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True)) | given(args, "PRETRAINED_KEY")
     model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
                       args.classes, **settings)
     _check_part(model, part)

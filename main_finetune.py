@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from config import load_config, run_folder, scaled_config
 from data import build_loader
 from data.loader import build_mixup, with_classes
-from engine import Job, Updater, build_for_training, fit, parallel, running, start
+from engine import Job, build_for_training, build_updater, fit, report_best, running, start
 from evaluation import evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
@@ -54,7 +54,7 @@ def evaluated_head(config):
     """utils.classes.Head of the checkpoint that --eval names: whose classes its labels are."""
     if config.MODEL.RESUME:
         content = load_checkpoint(config.MODEL.RESUME, moments=False)
-        return head_of(content, weights_of(content), config.MODEL.RESUME)
+        return head_of(content, weights_of(content, config.PRETRAINED_KEY), config.MODEL.RESUME)
     return read_head(config.PRETRAINED, config.PRETRAINED_KEY)
 
 
@@ -62,7 +62,7 @@ def evaluate_only(model, loaders, config, device, precision):
     """Accuracy of a checkpoint on the validation images."""
     if config.MODEL.RESUME:
         content = load_checkpoint(config.MODEL.RESUME, moments=False)
-        load_weights(model, content, config.MODEL.RESUME)
+        load_weights(model, content, config.MODEL.RESUME, key=config.PRETRAINED_KEY)
     else:
         report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY, loaders.classes)
         if any(name.startswith("head.") for name in report.missing):
@@ -103,13 +103,13 @@ def train(model, loaders, config, device, precision):
         return numbers
 
     job = Job(config=config, task="finetune", device=device, model=model, loader=loaders.train, scheduler=scheduler,
-              updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
+              updater=build_updater(config, model, optimizer, precision, device),
               compute_loss=partial(finetuning_loss, mixup=mixup, smoothing=config.MODEL.LABEL_SMOOTHING), validate=validate,
               folder=run_folder(config), group=-1, score="top1",
               classes=loaders.classes, fixed=("TRAIN.FREEZE",))
     with running(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset)):
         fit(job)
-        log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
+        report_best(job)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from config import encoder_config, load_config, run_folder, scaled_config
 from data.features import FeatureCache, checksum, parts_of, unreadable_rows
 from data.loader import build_probe_loaders, feature_loader, with_classes
-from engine import Job, Updater, fit, parallel, running, start
+from engine import Job, build_updater, fit, report_best, running, start
 from evaluation import append_records, evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import load_pretrained
@@ -59,7 +59,7 @@ def main(cfg, opts):
     content = head = None
     if config.EVAL_MODE and not config.PROBE.KNN:
         content = load_checkpoint(config.MODEL.RESUME, moments=False)
-        head = head_of(content, weights_of(content), config.MODEL.RESUME)
+        head = head_of(content, weights_of(content, config.PRETRAINED_KEY), config.MODEL.RESUME)
     loaders = build_probe_loaders(config, train=config.PROBE.KNN or not config.EVAL_MODE, head=head)
     config = with_classes(config, loaders.classes, head.path if head else "the data")
     model = build_probe(config, len(loaders.classes))
@@ -106,7 +106,7 @@ class Probe:
     def evaluate_only(self, content):
         path = self.config.MODEL.RESUME
         check_fixed(self.config, content, path, FIXED)
-        load_weights(self.model, content, path)
+        load_weights(self.model, content, path, key=self.config.PRETRAINED_KEY)
         record_evaluation(self.config, *self.accuracies(self.features("val")))
 
     def nearest_neighbours(self):
@@ -157,7 +157,7 @@ class Probe:
 
         job = Job(config=config, task="probe", device=device, model=model, loader=loader, fixed=FIXED,
                   scheduler=build_scheduler(scaled, optimizer, len(loader)),
-                  updater=Updater(parallel(model, device), optimizer, self.precision, config.TRAIN.CLIP_GRAD),
+                  updater=build_updater(config, model, optimizer, self.precision, device),
                   compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1",
                   classes=self.loaders.classes)
         with running(job, scaled, len(self.loaders.plain.dataset), len(self.loaders.val.dataset)):
@@ -166,7 +166,7 @@ class Probe:
                 if not config.PROBE.AUGMENT:
                     loader.open(self.features("plain"))
             fit(job)
-            log.info("best top-1 %.3f%% in epoch %d", job.best, job.best_epoch)
+            report_best(job)
             if config.PROBE.SWEEP and not job.was_finished:
                 records = self.accuracies(val)
                 report(records)

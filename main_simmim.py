@@ -15,7 +15,7 @@ import torch
 
 from config import check_pretraining, load_config, pixel_statistics, run_folder, scaled_config
 from data import build_loader
-from engine import Job, Updater, build_for_training, fit, parallel, running, start
+from engine import Job, build_for_training, build_updater, fit, running, start
 from evaluation import heldout_loss, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
@@ -52,7 +52,8 @@ def evaluate_only(model, config, device, precision):
     if loaders.val is None:
         raise ValueError("--eval of a pre-training model needs held-out images: pass --opts DATA.VAL_PATH <folder>.")
     if config.MODEL.RESUME:
-        load_weights(model, load_checkpoint(config.MODEL.RESUME, moments=False), config.MODEL.RESUME)
+        content = load_checkpoint(config.MODEL.RESUME, moments=False)
+        load_weights(model, content, config.MODEL.RESUME, key=config.PRETRAINED_KEY)
     else:
         report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
         if any(name.startswith("decoder.") for name in report.missing):
@@ -69,20 +70,24 @@ def train(model, loaders, config, device, precision):
     model, optimizer = precision.prepare(model, optimizer)
     scheduler = build_scheduler(scaled, optimizer, len(loaders.train))
     job = Job(config=config, task="pretrain", device=device, model=model, loader=loaders.train, scheduler=scheduler,
-              updater=Updater(parallel(model, device), optimizer, precision, config.TRAIN.CLIP_GRAD),
+              updater=build_updater(config, model, optimizer, precision, device),
               compute_loss=lambda model, batch: model(*batch),
-              validate=lambda epoch: validate(job, loaders, epoch), folder=run_folder(config),
-              fixed=("TRAIN.FREEZE",))
+              validate=lambda epoch: validate(job, loaders, epoch), draw=lambda epoch: draw(job, loaders, epoch),
+              folder=run_folder(config), fixed=("TRAIN.FREEZE",))
     with running(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset)):
         fit(job)
         save_encoder(job)
 
 
-def validate(job, loaders, epoch):
-    """Held-out loss, and the fixed grid of reconstructions every VIS_FREQ epochs."""
+def draw(job, loaders, epoch):
+    """The fixed grid of reconstructions, every VIS_FREQ epochs."""
     config = job.config
     if config.VIS_FREQ and (epoch % config.VIS_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1):
         job.metrics.picture("reconstructions", epoch, picture(job, loaders.pictures))
+
+
+def validate(job, loaders, epoch):
+    """Held-out loss."""
     if loaders.val is None:
         return {}
     numbers = heldout_loss(job.model, loaders.val, job.device, job.updater.precision)

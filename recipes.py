@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent
 TASK_OF_JOB = dict(zip(JOBS, TASKS, strict=True))
 NAMES = {"pretrain": "pretrain", "finetune": "classification", "linprobe": "probe"}  # what MODEL.NAME may contain
 WORDS = {"num_classes": "MODEL.NUM_CLASSES", "img_size": "DATA.IMG_SIZE", "in_chans": "MODEL.{}.IN_CHANS",
-         "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE"}
+         "window_size": "MODEL.{}.WINDOW_SIZE", "drop_path_rate": "MODEL.DROP_PATH_RATE", "drop_rate": "MODEL.DROP_RATE",
+         "pretrained_key": "PRETRAINED_KEY"}
 # how a probe's normalisation and linear layer are named: here and in the official MAE; in mmpretrain and mmselfsup
 PROBE_HEADS = (("head.0.", "head.1."), ("neck.bn.", "head.layers.head."))
 
@@ -158,7 +159,7 @@ def load_into(model, recipe, path):
     is_probe = isinstance(model, LinearProbe)
     report = recipe.report = load_pretrained(model.encoder if is_probe else model, path, recipe.config.PRETRAINED_KEY)
     if is_probe:
-        _load_head(model, report)
+        _load_head(model, report, recipe.config.PRETRAINED_KEY)
     if recipe.classes is None and len(report.classes) == recipe.config.MODEL.NUM_CLASSES and not recipe.lacks("head."):
         recipe.classes = report.classes
     if recipe.lacks("head."):
@@ -169,8 +170,8 @@ def load_into(model, recipe, path):
                     "need a full checkpoint (ckpt_epoch_N.pth)", path)
 
 
-def _load_head(probe, report):
-    given, own = weights_of(load_checkpoint(report.path, moments=False)), probe.head.state_dict()
+def _load_head(probe, report, key):
+    given, own = weights_of(load_checkpoint(report.path, moments=False), key), probe.head.state_dict()
     for norm, linear in PROBE_HEADS:
         theirs = {name: f"head.{name}".replace("head.0.", norm).replace("head.1.", linear) for name in own}
         if all(there in given and given[there].shape == own[name].shape for name, there in theirs.items()):

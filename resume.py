@@ -12,10 +12,14 @@ from config import differences, dump, images_per_step
 from utils import distributed, sharding
 from utils.background import host_copy
 from utils.checkpoint import (
+    AVERAGE,
+    BEST_AVERAGE_FILE,
     BEST_FILE,
     ENCODER_FILE,
+    KEPT_FILES,
     USE_PRETRAINED,
     checkpoints,
+    holds_average,
     load_checkpoint,
     load_for_resume,
     load_weights,
@@ -26,6 +30,7 @@ from utils.checkpoint import (
     rewrite_state,
     save_checkpoint,
     save_folder,
+    weights_of,
 )
 from utils.classes import check_same, kept_classes
 from utils.finite import nonfinite
@@ -74,12 +79,14 @@ def save(job, scheduled=True, again=False):
     place, config = job.place, job.config
     ends_epoch = scheduled and not place.batches
     name = f"ckpt_epoch_{place.epoch - 1}" if ends_epoch else f"ckpt_epoch_{place.epoch}_step_{place.steps}"
-    path, optimizer = os.path.join(job.folder, name), job.updater.optimizer
+    path, optimizer, average = os.path.join(job.folder, name), job.updater.optimizer, job.updater.average
     state = {"lr_scheduler": job.scheduler.state_dict(), "scaler": job.updater.precision.state_dict(),
              "epoch": place.epoch - 1 if ends_epoch else place.epoch, "validated": place.validated,
              "max_accuracy": job.best, "best_epoch": job.best_epoch, "started_from": job.started_from,
              "skipped": int(job.updater.skipped), "skipped_in_row": int(job.updater.skipped_in_row),
              "global_batch": _global_batch(config), "files": job.metrics.position(), **_description(job)}
+    if average is not None:
+        state |= {"max_accuracy_ema": job.best_average, "best_epoch_ema": job.best_average_epoch}
     if not ends_epoch:
         state["position"] = {"steps": place.steps, "images": place.batches * _images(config),
                              "meters": distributed.from_all(place.meters)}
@@ -91,13 +98,15 @@ def save(job, scheduled=True, again=False):
         groups = [{**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups]
         state["optimizer_groups"] = groups
         if not again:
-            save_folder(path, job.model.state_dict(), moments, state)
+            save_folder(path, job.model.state_dict(), moments, state, average and average.tensors())
         elif distributed.rank() == 0:
             rewrite_state(path, state)
         written()
     else:
         path += ".pth"
         content = {"model": job.model.state_dict(), "optimizer": optimizer.state_dict(), **state}
+        if average is not None:
+            content[AVERAGE] = {**content["model"], **average.tensors()}
         if config.SAVE_ASYNC and distributed.rank() == 0:
             job.writer.start(partial(_write, path, host_copy(content), written))
         elif distributed.rank() == 0:
@@ -129,10 +138,14 @@ def _global_batch(config):
             "accumulation": max(config.TRAIN.ACCUMULATION_STEPS, 1)}
 
 
-def save_best(job, epoch):
-    """Write the weights of the best epoch so far, as one file; all ranks must call it."""
-    _save_weights(job, job.model, BEST_FILE, {"epoch": epoch, "max_accuracy": job.best})
-    log.info("best so far (%.2f): %s saved", job.best, os.path.join(job.folder, BEST_FILE))
+def save_best(job, epoch, average=False):
+    """Write the best epoch so far as one file, of the weights or of their average; all ranks must call it.
+
+    Either file holds the weights, and their average where there is one.
+    """
+    name, best = (BEST_AVERAGE_FILE, job.best_average) if average else (BEST_FILE, job.best)
+    _save_weights(job, job.model, name, {"epoch": epoch, "max_accuracy": best})
+    log.info("best%s so far (%.2f): %s saved", " of the average" if average else "", best, os.path.join(job.folder, name))
 
 
 def save_encoder(job):
@@ -144,10 +157,13 @@ def save_encoder(job):
 
 
 def _save_weights(job, module, name, state):
-    first = distributed.rank() == 0
-    weights = sharding.whole_state_dict(module, keep=first)
+    first, average = distributed.rank() == 0, job.updater.average
+    sharding.release(job.model)
+    content = {"model": sharding.whole_tensors(module.state_dict(), keep=first), **state, **_description(job)}
+    if average is not None:
+        content[AVERAGE] = {**content["model"], **sharding.whole_tensors(average.tensors(module), keep=first)}
     if first:
-        save_checkpoint(os.path.join(job.folder, name), {"model": weights, **state, **_description(job)})
+        save_checkpoint(os.path.join(job.folder, name), content)
 
 
 def _description(job):
@@ -175,8 +191,10 @@ def newest_sound(folder):
 
 
 def nonfinite_parts(job):
-    """Names of the weights, buffers and moments of a run, as far as this process holds them, that are not finite."""
+    """Names of the weights, buffers, averages and moments of a run, as far as this process has them, that are not finite."""
     named = dict(job.model.state_dict())
+    if job.updater.average is not None:
+        named |= {f"the average of {name}": value for name, value in job.updater.average.tensors().items()}
     names = {parameter: name for name, parameter in job.model.named_parameters()}
     for parameter, moments in job.updater.optimizer.state.items():
         named |= {f"{moment} of {names.get(parameter, 'a parameter')}": value for moment, value in moments.items()}
@@ -184,10 +202,11 @@ def nonfinite_parts(job):
 
 
 def nonfinite_in(content):
-    """Names of the weights and moments of a checkpoint that hold NaN or infinity."""
+    """Names of the weights, averages and moments of a checkpoint that hold NaN or infinity."""
     moments = (content.get("optimizer") or {}).get("state", {})
-    named = {**content["model"], **{f"{moment} of parameter {i}": value for i, of in moments.items()
-                                    for moment, value in of.items()}}
+    averages = content[AVERAGE] if holds_average(content) else {}
+    named = {**content["model"], **{f"the average of {name}": value for name, value in averages.items()},
+             **{f"{moment} of parameter {i}": value for i, of in moments.items() for moment, value in of.items()}}
     return nonfinite({name: value for name, value in named.items() if isinstance(value, torch.Tensor)})
 
 
@@ -245,10 +264,12 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     check_same(kept_classes(content), job.classes, path)
     if "folder" in content:
         _read_folder(job, content, advice)
+        _restore_average(job, content, path)
         _refuse_nonfinite(job, nonfinite_parts(job), path)
     else:
         _refuse_nonfinite(job, nonfinite_in(content), path)
         load_weights(job.model, content, path, advice)
+        _restore_average(job, content, path)
         _load_optimizer(job.updater.optimizer, content["optimizer"], path)
     job.updater.precision.load_state_dict(content.get("scaler"))
     job.place = _place_in(job, content)
@@ -259,6 +280,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         job.files = content.get("files")
     job.best = content.get("max_accuracy", 0.0)
     job.best_epoch = content.get("best_epoch", content["epoch"] if job.best else -1)  # official files have no best_epoch
+    job.best_average, job.best_average_epoch = content.get("max_accuracy_ema", 0.0), content.get("best_epoch_ema", -1)
     job.started_from = job.started_from or content.get("started_from", "")
     done = f"epoch {job.place.epoch - 1} is done, " if job.place.epoch else ""
     log.info("resumed from %s: %sgoing on with %s", path, done,
@@ -272,6 +294,26 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         for key, (then, now) in changed.items():
             if key not in NOT_RESUMED:
                 log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+
+
+def _restore_average(job, content, path):
+    """The average of the weights of a checkpoint, if both it and the run have one; in a job that has its weights."""
+    average = job.updater.average
+    if average is None:
+        if holds_average(content):
+            log.warning("the average of the weights that %s holds is not gone on with: TRAIN.EMA_DECAY is 0", path)
+    elif not holds_average(content):
+        log.info("%s holds no average of the weights: it begins with them", path)
+        average.restart()
+    elif "folder" in content:
+        read_folder(content["folder"], {}, {}, average.tensors())
+    else:
+        own, saved = average.tensors(), weights_of(content, AVERAGE)
+        wrong = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
+        if wrong:
+            raise ValueError(f"the average of the weights in {path} is of another model: {len(wrong)} tensors are missing or "
+                             f"of another shape ({', '.join(wrong[:3])}). Start from its weights with --pretrained.")
+        sharding.fill(own, {name: saved[name] for name in own})
 
 
 def _refuse_nonfinite(job, names, path):
@@ -378,7 +420,7 @@ def _refuse_overwriting(job, resumed):
     folder = Path(job.folder)
     found = checkpoints(folder)
     other_run = not resumed or Path(resumed).parent != Path(os.path.abspath(folder))
-    there = [path for path in (folder / BEST_FILE, folder / ENCODER_FILE) if other_run and path.exists()]
+    there = [folder / name for name in KEPT_FILES if other_run and (folder / name).exists()]
     there += [path for place, path in found if other_run or place > (job.place.epoch, job.place.steps)]
     if not there:
         return

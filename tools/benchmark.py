@@ -63,7 +63,7 @@ from torch.nn import functional as F
 from config import encoder_config, image_size, load_config, with_values
 from data.bad_images import BadImages
 from data.masks import draw_masks
-from engine import Job, Updater
+from engine import Job, Updater, build_average
 from logger import MetricWriter
 from lr_scheduler import build_scheduler
 from models import build_model
@@ -104,7 +104,7 @@ class Candidate:
         train_mode(model)
         precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
         model, optimizer = precision.prepare(model, build_optimizer(config, model, self.is_pretrain))
-        self.updater = Updater(model, optimizer, precision, config.TRAIN.CLIP_GRAD)
+        self.updater = Updater(model, optimizer, precision, config.TRAIN.CLIP_GRAD, build_average(config, model))
         self.precision = str(precision)
         size = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
         self.images = torch.randn(size, device=device)

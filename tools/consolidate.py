@@ -2,6 +2,7 @@
 
   python tools/consolidate.py output/simmim_pretrain/giant/ckpt_epoch_799 giant.pth           everything, resumes under ddp
   python tools/consolidate.py output/simmim_pretrain/giant/ckpt_epoch_799 giant.safetensors --encoder
+  python tools/consolidate.py output/simmim_finetune/base/ckpt_best_ema.pth base.safetensors --ema    the average of the weights
 """
 import argparse
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from utils.cli import run
+from utils.cli import add_ema, run
 
 
 def parse_arguments(argv=None):
@@ -17,6 +18,7 @@ def parse_arguments(argv=None):
     parser.add_argument("source", help="folder ckpt_epoch_N of a sharded run, or any checkpoint file")
     parser.add_argument("target", type=Path, help=".pth, or .safetensors (weights alone)")
     parser.add_argument("--encoder", action="store_true", help="only the weights of the encoder, for --pretrained")
+    add_ema(parser)
     return parser.parse_args(argv)
 
 
@@ -33,9 +35,9 @@ def main(args):
         raise ValueError(f"{args.target} exists and is not written over: choose another name.")
     if CHECKPOINT.fullmatch(args.target.name):
         raise ValueError(f"{args.target} is named like a checkpoint of a run, which would go on from it: choose another name.")
-    weights_alone = args.encoder or args.target.suffix == ".safetensors"
+    weights_alone = args.encoder or args.PRETRAINED_KEY or args.target.suffix == ".safetensors"
     content = load_checkpoint(args.source, moments=not weights_alone)
-    weights = weights_of(content)
+    weights = weights_of(content, args.PRETRAINED_KEY or "")
     if args.encoder:
         weights = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
         if not weights:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from utils.cli import run
+from utils.cli import add_ema, run
 
 
 def parse_arguments(argv=None):
@@ -22,6 +22,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--from", dest="from_layout", metavar="LAYOUT", help="what the file has to be; told by its names if "
                                                                              "left out")
     parser.add_argument("--force", action="store_true", help="write over an existing file")
+    add_ema(parser)
     parser.add_argument("--list", action="store_true", help="show layouts and the encoders that each takes")
     return parser.parse_args(argv)
 
@@ -57,13 +58,13 @@ def check_target(path, force):
         raise ValueError(f"{path} is named like a checkpoint of a run, which would go on from it: choose another name.")
 
 
-def convert(source, target, to, from_layout=None, force=False):
-    """Convert a file; see the flags. Returns the lines that say what was done."""
+def convert(source, target, to, from_layout=None, force=False, key=""):
+    """Convert a file; see the flags, `key` is PRETRAINED_KEY. Returns the lines that say what was done."""
     check_target(target, force)
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is the file that is read: choose another name.")
     content = load_checkpoint(source, moments=False)
-    weights, classes = weights_of(content), kept_classes(content)
+    weights, classes = weights_of(content, key), kept_classes(content)
     ours, kind, unknown = read_layout(weights, source, from_layout)
     # a mask of attention may be -inf where it hides
     check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)
@@ -86,7 +87,8 @@ def main(args):
         return list_layouts()
     if args.source is None or args.target is None or args.to is None:
         raise ValueError("give a file to read, a file to write and --to LAYOUT, or --list for the layouts.")
-    print("\n".join(convert(args.source, args.target, args.to, args.from_layout, args.force)))
+    print("\n".join(convert(args.source, args.target, args.to, args.from_layout, args.force,
+                            args.PRETRAINED_KEY or "")))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ A training step on CUDA of the recipe's batch is run with tensors that have a si
 of matrix products, convolutions and attention, a multiply-add as two; papers mostly print multiply-adds and call them FLOPs.
 Memory, for each GPU:
 
-  weights, gradients, moments   fp32, whole under ddp (16 bytes a parameter with AdamW), a share of each under fsdp
+  weights, gradients, moments   fp32, whole under ddp (16 bytes a parameter with AdamW), a share of each under fsdp;
+                                TRAIN.EMA_DECAY counts as a moment
   gathered                      fsdp: weights of two neighbouring units and of what belongs to no unit, with the gradients of
                                 the latter and of one unit, in the format that is multiplied in, and one unit's fp32 gradients
                                 on their way to the other GPUs
@@ -117,7 +118,7 @@ def count_model(config, is_pretrain):
 
     Returns: (parameters and FLOPs of an image, what memory_rows needs), two dicts of numbers and lists.
     """
-    moments = pick(MOMENTS, config.TRAIN.OPTIMIZER.NAME, "TRAIN.OPTIMIZER.NAME")
+    moments = pick(MOMENTS, config.TRAIN.OPTIMIZER.NAME, "TRAIN.OPTIMIZER.NAME") + bool(config.TRAIN.EMA_DECAY)
     with torch.device("meta"):
         model = build_model(config, is_pretrain)
     freeze(model, config.TRAIN.FREEZE)

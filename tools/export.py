@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
 
-from utils.cli import run
+from utils.cli import add_ema, run
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -37,6 +37,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="allowed difference from the model, as a "
                         "share of its largest output (default: 1e-4)")
     parser.add_argument("--force", action="store_true", help="write over a file that exists")
+    add_ema(parser)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
     return parser.parse_args(argv)
 
@@ -59,7 +60,7 @@ OF_PRETRAINING = ("mask_token", "stage1_output_decode.", "stage2_output_decode."
 
 def main(args):
     check_target(args)
-    config = load_config(args.cfg, args.opts)
+    config = load_config(args.cfg, [*args.opts, *(["PRETRAINED_KEY", args.PRETRAINED_KEY] if args.PRETRAINED_KEY else [])])
     model = load_model(config, args.weights, args.features).eval()
     batch = 2 if args.dynamic_batch else 1  # torch.export takes a batch of one as a fact
     images = random_images(config, batch)
@@ -113,12 +114,12 @@ def load_model(config, path, features):
         if features:
             model = build_encoder(config)
         else:
-            size = read_head(path).size
+            size = read_head(path, config.PRETRAINED_KEY).size
             if size is None:
                 raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the "
                                  f"encoder.")
             model = build_model(with_values(config, MODEL__NUM_CLASSES=size), is_pretrain=False)
-    report = load_pretrained(materialize(model), path)
+    report = load_pretrained(materialize(model), path, config.PRETRAINED_KEY)
     print(report)
     missing = [name for name in report.missing if not name.startswith(OF_PRETRAINING)]
     if missing:

@@ -22,7 +22,11 @@ WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # what DistributedDataParall
 UNFINISHED = re.compile(r"\..+\.(\d+)\.tmp")  # a file that is being written, with the number of its process
 STATE_FILE = "state.pth"  # what a folder holds beside tensors
 BEST_FILE = "ckpt_best.pth"
+BEST_AVERAGE_FILE = "ckpt_best_ema.pth"
 ENCODER_FILE = "encoder.pth"
+AVERAGE = "model_ema"  # where the average of the weights stands, beside `model`
+ANY_AVERAGE = "ema"    # as PRETRAINED_KEY (--ema): under whichever of formats.AVERAGE_KEYS it stands
+KEPT_FILES = (BEST_FILE, BEST_AVERAGE_FILE, ENCODER_FILE)  # files of weights that no later checkpoint replaces
 USE_PRETRAINED = ("Use the --cfg it was made with; to start from the encoder of another model use --pretrained instead of "
                   "--resume.")
 
@@ -155,12 +159,12 @@ def remove(path):
 def check_places(folder):
     """Refuse a run folder in which a folder has the name of a file that will be written. Raises ValueError."""
     folder = Path(folder)
-    for path in [*(path for _, path in checkpoints(folder)), folder / BEST_FILE, folder / ENCODER_FILE]:
+    for path in [*(path for _, path in checkpoints(folder)), *(folder / name for name in KEPT_FILES)]:
         if path.suffix and path.is_dir():
             raise ValueError(f"{path} is a folder, and a checkpoint needs this name: move it away.")
 
 
-def save_folder(path, model, optimizer, state):
+def save_folder(path, model, optimizer, state, average=None):
     """Write a checkpoint of a sharded model: each process its part, into a folder that appears once it is complete.
 
     All processes must call it.
@@ -168,6 +172,7 @@ def save_folder(path, model, optimizer, state):
     Args:
         model, optimizer: dictionaries of tensors: {parameter or buffer: tensor}, {parameter: {moment: tensor}}.
         state: what else belongs to the checkpoint; not tensors. Written by rank 0.
+        average: {parameter: tensor} of those that an average is kept of.
     Raises: OSError, with an old folder of this name intact.
     """
     path = Path(path)
@@ -180,7 +185,7 @@ def save_folder(path, model, optimizer, state):
     distributed.barrier()
     try:
         with naming(path):
-            sharding.write_tensors(temporary, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
+            sharding.write_tensors(temporary, _as_named(model, optimizer, average))
         digests = distributed.from_all(sharding.digests(temporary, distributed.rank()))
         if first:
             _complete(temporary, path, {**state, "digests": {name: text for part in digests for name, text in part.items()}})
@@ -212,9 +217,16 @@ def rewrite_state(path, state):
     save_checkpoint(Path(path) / STATE_FILE, {**state, "digests": digests})
 
 
-def read_folder(path, model, optimizer):
+def read_folder(path, model, optimizer, average=None):
     """Fill tensors, whole or sharded, from a folder; see save_folder. All processes must call it."""
-    sharding.read_tensors(path, {f"model.{name}": tensor for name, tensor in model.items()} | _moments(optimizer))
+    sharding.read_tensors(path, _as_named(model, optimizer, average))
+
+
+def holds_average(content):
+    """Whether a checkpoint, from load_for_resume, holds an average of the weights beside them."""
+    if "folder" in content:
+        return any(name.startswith(f"{AVERAGE}.") for name in sharding.check_folder(content["folder"]))
+    return isinstance(content.get(AVERAGE), dict)
 
 
 def load_folder(path, tensors=True, moments=True):
@@ -234,8 +246,11 @@ def load_folder(path, tensors=True, moments=True):
         sharding.check_digests(path, digests)
     if not tensors:
         return {**content, "folder": str(path)}
-    whole, groups = sharding.read_whole_tensors(path, "" if moments else "model."), content.pop("optimizer_groups")
-    content["model"] = {name.removeprefix("model."): whole[name] for name in whole if name.startswith("model.")}
+    whole, groups = sharding.read_whole_tensors(path, "" if moments else "model"), content.pop("optimizer_groups")
+    content["model"], averages = ({name.removeprefix(start): whole[name] for name in whole if name.startswith(start)}
+                                  for start in ("model.", f"{AVERAGE}."))
+    if averages:  # of what is trained
+        content[AVERAGE] = {**content["model"], **averages}
     if not moments:
         return content
     numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
@@ -256,8 +271,11 @@ def moments_in(path):
     return found
 
 
-def _moments(optimizer):
-    return {f"optimizer.{name}.{moment}": tensor for name, moments in optimizer.items() for moment, tensor in moments.items()}
+def _as_named(model, optimizer, average):
+    """What the tensors of a checkpoint are called in a folder."""
+    return {**{f"model.{name}": tensor for name, tensor in model.items()},
+            **{f"{AVERAGE}.{name}": tensor for name, tensor in (average or {}).items()},
+            **{f"optimizer.{name}.{moment}": tensor for name, of in optimizer.items() for moment, tensor in of.items()}}
 
 
 def load_for_resume(source):
@@ -273,7 +291,8 @@ def weights_of(content, key=""):
 
     Args:
         content: from load_checkpoint.
-        key: where the weights stand in it; "" = the first of formats.WEIGHT_KEYS that is there, or the content itself.
+        key: where the weights stand in it; "" = the first of formats.WEIGHT_KEYS that is there, or the content itself;
+            ANY_AVERAGE = that one, or an average under another key.
     Raises: ValueError if nothing of that key is there.
     """
     place, weights = weights_at(content, key)
@@ -284,10 +303,13 @@ def weights_of(content, key=""):
 def weights_at(content, key=""):
     """(where they stand, "" = alone; {name: tensor}), see weights_of."""
     found = dict(_state_dicts(content))
+    if key == ANY_AVERAGE not in found:
+        key = next((name for name in found if set(name.split(".")) & set(formats.AVERAGE_KEYS)), key)
     if key:
         if key not in found:
-            raise ValueError(f"PRETRAINED_KEY={key} is not in the file. Weights stand under: "
-                             f"{', '.join(name or 'no key' for name in found) or 'no key'}.")
+            missing = (f"the file holds no average of the weights (--ema, PRETRAINED_KEY={key}), as a run with TRAIN.EMA_DECAY "
+                       f"saves it" if key == ANY_AVERAGE else f"PRETRAINED_KEY={key} is not in the file")
+            raise ValueError(f"{missing}. Weights stand under: {', '.join(name or 'no key' for name in found) or 'no key'}.")
         return key, found[key]
     return next(iter(found.items()), ("", {}))
 
@@ -313,16 +335,17 @@ def _is_numeric(value):
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype != np.longdouble
 
 
-def load_weights(model, content, source, advice=USE_PRETRAINED):
+def load_weights(model, content, source, advice=USE_PRETRAINED, key=""):
     """Load a checkpoint of exactly this model.
 
     Args:
         content: from load_checkpoint.
         source: where it came from, for the message.
         advice: what to do where it does not fit, for the message.
+        key: which weights of it, see weights_of.
     Raises: ValueError that says what does not fit, or that the run had diverged.
     """
-    weights, own = weights_of(content), model.state_dict()
+    weights, own = weights_of(content, key), model.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     shapes = [f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"

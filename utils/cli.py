@@ -38,6 +38,12 @@ def positive(kind):
     return parse
 
 
+def add_ema(parser):
+    """The flag that chooses the average of the weights in a checkpoint, as PRETRAINED_KEY; None where it is not given."""
+    parser.add_argument("--ema", dest="PRETRAINED_KEY", action="store_const", const="ema",
+                        help="take the average of the weights that the checkpoint holds beside them (PRETRAINED_KEY ema)")
+
+
 def parse_arguments(description, argv=None, flags=None, switches=None):
     """Parse the flags of the mains.
 
@@ -54,6 +60,7 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
         parser.add_argument(flag, dest=key, type=kind, choices=choices, help=f"{text} ({key})")
     for flag, (key, text) in {**SWITCHES, **(switches or {})}.items():
         parser.add_argument(flag, dest=key, action="store_const", const=True, help=f"{text} ({key})")
+    add_ema(parser)
     parser.add_argument("--local_rank", "--local-rank", dest="LOCAL_RANK", type=int, help=argparse.SUPPRESS)
     values = vars(parser.parse_args(argv))
     cfg, opts = values.pop("cfg"), values.pop("opts")

@@ -40,6 +40,7 @@ def numpy_number(kind, content):
 # where the weights of a checkpoint stand, the likelier first: `module` is DeepSpeed's, teacher and student are of distillation
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "module", "network", "net", "weights", "params", "teacher", "student",
                "model_ema", "ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "checkpoint")
+AVERAGE_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model")  # those of an average
 # official files hold a pickled yacs node (SimMIM) or the arguments of the run (MAE) beside the weights: read as plain data
 PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace, np.ndarray, np.dtype]
 # numbers and arrays of numpy, whose module was renamed in numpy 2, and their types but for objects and structures

@@ -85,19 +85,17 @@ def own_part(tensor):
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state_dict(module, keep=True):
-    """State dict of a possibly sharded module, gathered one tensor at a time; all processes must call it.
+def whole_tensors(tensors, keep=True):
+    """{name: tensor}, of possibly divided tensors, gathered one at a time; all processes must call it.
 
     Args:
-        keep: whether this process wants the result (on the CPU if the module is sharded), else {}.
+        keep: whether this process wants the result (on the CPU where it was divided), else {}.
     """
-    if not is_sharded(module):
-        return module.state_dict() if keep else {}
     state = {}
-    for name, tensor in module.state_dict().items():
-        tensor = whole(tensor)
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
         if keep:
-            state[name] = tensor.cpu()
+            state[name] = tensor if gathered is tensor else gathered.cpu()
     return state
 
 
@@ -108,10 +106,14 @@ def part_like(tensor, target):
     return distribute_tensor(tensor.to(target.device, target.dtype), target.device_mesh, target.placements)
 
 
-@torch.no_grad()
 def assign(module, weights):
     """Copy whole tensors, by name, into the parameters and buffers of a possibly sharded module."""
-    own = module.state_dict()
+    fill(module.state_dict(), weights)
+
+
+@torch.no_grad()
+def fill(own, weights):
+    """Copy whole tensors, by name, into those of `own`, which may be divided."""
     for name, tensor in weights.items():
         own[name].copy_(part_like(tensor, own[name]))
 

@@ -5,7 +5,7 @@ import torch
 
 from config import load_config
 from data.bad_images import BadImages
-from engine import Job, Updater, fit
+from engine import Job, Updater, build_average, fit
 from lr_scheduler import build_scheduler
 from optimizer import _adamw
 from resume import resume
@@ -56,7 +56,8 @@ def make_job(folder, num_batches=6, compute_loss=None, validate=None, score=None
                          "weight_decay": config.TRAIN.WEIGHT_DECAY}], config.TRAIN.OPTIMIZER)
     loader = Batches(num_batches)
     job = Job(config=config, task="pretrain", device=CPU, model=model, loader=loader,
-              updater=Updater(model, optimizer, build_precision("O0", "native", CPU), config.TRAIN.CLIP_GRAD),
+              updater=Updater(model, optimizer, build_precision("O0", "native", CPU), config.TRAIN.CLIP_GRAD,
+                              build_average(config, model)),
               scheduler=build_scheduler(config, optimizer, num_batches), folder=str(folder), metrics=Metrics(), score=score,
               compute_loss=compute_loss or (lambda model, batch: model(batch[0]).square().mean()),
               validate=validate or (lambda epoch: {}))
