@@ -263,6 +263,22 @@ def test_features_are_written_of_the_images_that_can_be_read(album, place, monke
     assert err.count("error: ") == 3
 
 
+def test_reconstructions_are_drawn_of_the_images_that_can_be_read(album, place, monkeypatch, capsys):
+    code, out, err = command(monkeypatch, capsys, "--model", RELEASED[1], "album", "--reconstruct", "x.png")
+    assert code == 1 and (place / "x.png").is_file() and "reconstructions of 2 images" in out
+    assert err.count("error: ") == 3
+
+
+@pytest.mark.parametrize("flags", [
+    (RELEASED[0],), (RELEASED[1], "--features", "y.npz"), (RELEASED[1], "--reconstruct", "y.png")])
+def test_folder_without_a_readable_image_is_one_error_and_writes_nothing(flags, album, place, monkeypatch, capsys):
+    for name in (b"a.png", b"e\xe9.png"):
+        os.remove(os.path.join(os.fsencode(album), name))
+    code, out, err = command(monkeypatch, capsys, "--model", flags[0], "album", *flags[1:])
+    assert code == 2 and out == "" and "none of 3 images can be read: album/b.png can't be read" in err
+    assert not list(place.glob("y.*"))
+
+
 def test_no_readable_image_at_all_is_one_error(album, monkeypatch, capsys):
     code, out, err = command(monkeypatch, capsys, "--model", RELEASED[0], "album/b.png")
     assert code == 2 and out == "" and "none of 1 images can be read: album/b.png can't be read" in err
