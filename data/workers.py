@@ -64,7 +64,8 @@ class Workers:
     def starting(self):
         """While torch starts the processes, or tells those it has of a new epoch."""
         others = multiprocessing.active_children()
-        with self.watched():
+        # torch gives its workers a handler of SIGTERM that ends them, before `Notes.begin` is called
+        with stopping.held_back(), self.watched():
             yield
         self.processes = [child for child in multiprocessing.active_children() if child not in others] or self.processes
 

@@ -49,10 +49,29 @@ def listen():
 
 
 def ignore():
-    """Leave the signals to the parent process, which decides when its children end."""
+    """Leave the signals to the parent process, which decides when its children end; those of `held_back` are forgotten."""
     for name in CODES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
+
+
+@contextmanager
+def held_back():
+    """Inside, signals wait: processes that are started here get them when they call `ignore`, and not before."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _numbers():
+    return {getattr(signal, name) for name in CODES if hasattr(signal, name)}
 
 
 def _handle(number, frame):

@@ -17,8 +17,10 @@ MOMENTS = ("step", "save", "validation", "random")
 
 
 def wait_for(moment, bench, plan, output, job, rng):
-    """Wait for a moment of a run. Returns whether it is still there."""
+    """Wait for a moment of a run, after its first line: before, only Python answers. Returns whether it is still there."""
     folder = bench.folder(plan, output)
+    while job.running and not catches(job.pids[0], signal.SIGTERM):
+        time.sleep(NAP)
     if moment == "step":
         return wait_for_steps(job, folder, rng.randint(1, 8))
     if moment == "save":

@@ -107,6 +107,19 @@ def test_signals_that_end_a_run_do_not_end_its_workers(tmp_path):
     assert len(list(loader)) == 12 and all(process.is_alive() for process in loader.workers.processes)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_that_come_while_workers_start_do_not_end_them(tmp_path, name):
+    loader = loader_of(tmp_path, fine, num_workers=2)
+    begin = loader.loader.worker_init_fn
+
+    def asked_at_once(worker):
+        os.kill(os.getpid(), getattr(signal, name))
+        begin(worker)
+
+    loader.loader.worker_init_fn = asked_at_once
+    assert len(list(loader)) == 12
+
+
 def test_children_can_be_killed_and_leave_nothing_in_shared_memory(tmp_path):
     before = set(os.listdir("/dev/shm"))
     loader = loader_of(tmp_path, fine, num_workers=2)
