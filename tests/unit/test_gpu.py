@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from engine import Updater
+from engine import Updater, build_average
 from models.build import METHODS, build_sharded
 from optimizer import build_optimizer
 from utils.precision import build_precision
@@ -18,7 +18,8 @@ DEVICE = torch.device("cuda", 0)
 def make_updater(encoder, level="O1", overrides=None):
     model = tiny_model(encoder, overrides).to(DEVICE).train()
     optimizer = build_optimizer(tiny_config(encoder, overrides), model)
-    return Updater(model, optimizer, build_precision(level, "native", DEVICE), clip=5.0)
+    average = build_average(tiny_config(encoder, overrides), model)
+    return Updater(model, optimizer, build_precision(level, "native", DEVICE), clip=5.0, average=average)
 
 
 def losses_of(encoder, factor=1.0, micro_batches=1):
@@ -41,7 +42,9 @@ def test_default_precision_is_bf16_and_trains_like_fp32(encoder):
 @pytest.mark.parametrize("level", ["O0", "O1"])
 @pytest.mark.parametrize("encoder", TINY)
 def test_update_never_waits_for_the_device(encoder, level):
-    updater, losses = make_updater(encoder, level, {"MODEL.DROP_PATH_RATE": 0.2}), losses_of(encoder, micro_batches=2)
+    """Nor does the average of the weights."""
+    updater = make_updater(encoder, level, {"MODEL.DROP_PATH_RATE": 0.2, "TRAIN.EMA_DECAY": 0.75})
+    losses = losses_of(encoder, micro_batches=2)
     updater.update(losses)  # allocations and state of the first step
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -51,6 +54,16 @@ def test_update_never_waits_for_the_device(encoder, level):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert int(updater.skipped) == 0
+
+
+def test_skipped_step_leaves_the_average_on_the_device():
+    updater = make_updater("vit", overrides={"TRAIN.EMA_DECAY": 0.75})
+    updater.update(losses_of("vit"))
+    before = {name: value.clone() for name, value in updater.average.tensors().items()}
+    updater.update(losses_of("vit", factor=torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in updater.average.tensors().items())
+    updater.update(losses_of("vit"))
+    assert not all(torch.equal(value, before[name]) for name, value in updater.average.tensors().items())
 
 
 @pytest.mark.parametrize("method", METHODS)
