@@ -22,9 +22,10 @@ if __name__ == "__main__" and (set(sys.argv[1:]) & {"-h", "--help"} or len(sys.a
 from yacs.config import CfgNode
 
 from models.encoders import ENCODERS
+from models.encoders.checks import LARGEST_SIDE
 from models.inputs import (  # what a config says of images; from here for all above
     check_model,
-    check_pretraining,
+    check_pretraining,  # noqa: F401
     encoder_config,  # noqa: F401
     image_size,  # noqa: F401
     pixel_statistics,  # noqa: F401
@@ -84,18 +85,31 @@ def _share_of_sides(minmax):
     return None if 0 < minmax[0] <= minmax[1] <= 1 else "must be [smallest, largest] share of the sides, e.g. [0.2, 0.8]"
 
 
-def _positive(values):
-    return None if all(value > 0 for value in values) else "must be above 0 for every channel"
-
-
 def _of_shares(values):
-    if all(abs(value) <= 1 for value in values):
+    if all(0 <= value <= 1 for value in values):
         return None
-    return f"is of pixels from 0 to 255, and here they are from 0 to 1: use {[round(value / 255, 4) for value in values]}"
+    if min(values) < 0:
+        return "must not be below 0: pixels lie between 0 and 1"
+    if max(values) <= 255:
+        return f"is of pixels from 0 to 255, and here they are from 0 to 1: use {[round(value / 255, 4) for value in values]}"
+    return "is of pixels on another scale, and here they are from 0 (black) to 1 (white): divide by what white is, e.g. 65535"
 
 
-def _below_one(betas):
-    return None if all(0 <= beta < 1 for beta in betas) else "must lie in [0, 1), e.g. [0.9, 0.999]"
+def _spread(values):
+    if all(value >= 1e-4 for value in values):
+        return _of_shares(values)
+    return "must be above 0 for every channel (at least 0.0001): images are divided by it"
+
+
+def _moments(betas):
+    if not all(0 <= beta < 1 for beta in betas):
+        return "must lie in [0, 1), e.g. [0.9, 0.999]"
+    swapped = f"are swapped: the second moment is to last longer than the first. Use {betas[::-1]}"
+    return swapped if betas[0] > betas[1] else None
+
+
+def _factor(rate):
+    return None if 0 < rate <= 1 else "must be above 0 and at most 1, e.g. 0.1: rates are multiplied by it"
 
 
 def _keeps_most(decay):
@@ -129,7 +143,8 @@ DATA = {
     "DATA_PATH": Setting("", "folder of the data; pre-training: any folder of images, labels not needed",
                          kind=PATH),
     "DATASET": Setting("imagenet", "imagenet (train/, val/) | folder (any labelled tree) | demo (drawn on first use)"),
-    "IMG_SIZE": Setting(224, "one number, or [height, width]", "pixels", kind=SIZE, low=1, high=2 ** 14),
+    "IMG_SIZE": Setting(224, "one number, or [height, width]", "pixels", kind=SIZE, low=1,
+                        high=LARGEST_SIDE),
     "INTERPOLATION": Setting("bicubic", "resizing in fine-tuning and evaluation", choices=INTERPOLATIONS, jobs=LABELLED),
     "PIN_MEMORY": Setting(True, "page-locked batches for faster copies to a GPU"),
     "NUM_WORKERS": Setting(8, "loader processes per training process", low=0, high=1024),
@@ -164,7 +179,7 @@ DATA = {
                                 jobs=LABELLED),
     "MEAN": Setting([], "+ per channel, of pixels in [0, 1]; [] = ImageNet's for RGB, 0.5 otherwise", kind=NUMBERS,
                     rule=_of_shares),
-    "STD": Setting([], "+ as MEAN", kind=NUMBERS, rule=lambda values: _positive(values) or _of_shares(values)),
+    "STD": Setting([], "+ as MEAN", kind=NUMBERS, rule=_spread),
     "DEMO_TRAIN_PER_CLASS": Setting(600, "+ size of the drawn data set", "images", low=1),
     "DEMO_VAL_PER_CLASS": Setting(100, "+ size of its validation part", "images", low=1),
 }
@@ -204,27 +219,28 @@ TRAIN = {
                                high=10 ** 9),
     "LR_SCHEDULER.NAME": Setting("cosine", "course of the learning rate", choices=("cosine", "linear", "step", "multistep")),
     "LR_SCHEDULER.DECAY_EPOCHS": Setting(30, "step: epochs between decays, counted from epoch 0", "epochs", low=1),
-    "LR_SCHEDULER.DECAY_RATE": Setting(0.1, "step: factor"),
-    "LR_SCHEDULER.GAMMA": Setting(0.1, "multistep: factor"),
-    "LR_SCHEDULER.MULTISTEPS": Setting([], "multistep: counted from epoch 0", "epochs", kind=WHOLES),
+    "LR_SCHEDULER.DECAY_RATE": Setting(0.1, "step: factor, above 0 and at most 1", rule=_factor),
+    "LR_SCHEDULER.GAMMA": Setting(0.1, "multistep: factor, above 0 and at most 1", rule=_factor),
+    "LR_SCHEDULER.MULTISTEPS": Setting([], "multistep: counted from epoch 0", "epochs", kind=WHOLES, low=1),
     "LR_SCHEDULER.LAG": Setting(True, "+ a step has the rate of the iteration before it (SimMIM); False: its own (MAE)"),
     "LR_SCHEDULER.SCALE_ALL": Setting(False, "+ layer decay scales the warm-up start and the minimum, too (MAE)"),
     "LR_SCHEDULER.WARMUP_PREFIX": Setting(False, "cosine starts at the end of the warm-up instead of at epoch 0"),
     "OPTIMIZER.NAME": Setting("adamw", "the last two need apex", choices=("adamw", "sgd", "lars", "fused_adam", "fused_lamb")),
-    "OPTIMIZER.EPS": Setting(1e-8, "added to the root of the second moment", low=0),
-    "OPTIMIZER.BETAS": Setting([0.9, 0.999], "decay of the two moments", kind=PAIR, rule=_below_one),
+    "OPTIMIZER.EPS": Setting(1e-8, "added to the root of the second moment", low=1e-20),
+    "OPTIMIZER.BETAS": Setting([0.9, 0.999], "decay of the two moments", kind=PAIR, rule=_moments),
     "OPTIMIZER.MOMENTUM": Setting(0.9, "sgd, lars", low=0, high=0.9999),
-    "OPTIMIZER.TRUST_COEFFICIENT": Setting(0.001, "+ lars: length of a step of rate 1, as a share of the weight's", low=0),
+    "OPTIMIZER.TRUST_COEFFICIENT": Setting(0.001, "+ lars: length of a step of rate 1, as a share of the weight's", low=1e-9,
+                                           high=1),
     "LAYER_DECAY": Setting(1.0, "factor on the learning rate per layer, from the head down", low=1e-6, high=1, jobs=FINETUNE),
 }
 AUG = {
     "CROP_SCALE": Setting([0.08, 1.0], "+ area of the random crop, as a share of the image", kind=PAIR, rule=_share_of_area,
                           jobs=LABELLED),
-    "COLOR_JITTER": Setting(0.4, "no effect while AUTO_AUGMENT is set (timm)", low=0),
+    "COLOR_JITTER": Setting(0.4, "no effect while AUTO_AUGMENT is set (timm)", low=0, high=10),
     "AUTO_AUGMENT": Setting("rand-m9-mstd0.5-inc1", "timm's policy name, or none", optional=True),
     "REPROB": Setting(0.25, "random erasing: probability", low=0, high=1),
     "REMODE": Setting("pixel", "random erasing: what fills the hole", choices=("const", "rand", "pixel")),
-    "RECOUNT": Setting(1, "random erasing: number of holes", low=1),
+    "RECOUNT": Setting(1, "random erasing: number of holes", low=1, high=100),
     "MIXUP": Setting(0.8, "mixup alpha, 0 = off", low=0),
     "CUTMIX": Setting(1.0, "cutmix alpha, 0 = off", low=0),
     "CUTMIX_MINMAX": Setting(None, "cutmix [min, max] ratio; replaces alpha", kind=PAIR, optional=True, rule=_share_of_sides),
@@ -398,26 +414,10 @@ def _set(config, key, value, given, source):
 # ---- checking -----------------------------------------------------------------------------------------------------
 
 def _check(config):
-    """Refuse what can't work, whatever the stage; `check_pretraining` and `check_finetuning` know more."""
+    """Refuse what can't work, whatever the job; checks.py and `check_pretraining` know more."""
     for key, value in flatten(config).items():
         check(key, settings()[key], value)
-    _check_schedule(config.TRAIN)
     check_model(config)
-    # fine-tuning needs no mask, and the default unit may not fit its image size
-    if config.DATA.MASK_PATCH_SIZE != DATA["MASK_PATCH_SIZE"].default:
-        check_pretraining(config)
-
-
-def _check_schedule(train):
-    schedule = train.LR_SCHEDULER
-    if schedule.NAME != "multistep":
-        return
-    steps = schedule.MULTISTEPS
-    if not steps or steps != sorted(steps):
-        raise ValueError(f"TRAIN.LR_SCHEDULER.MULTISTEPS={steps}: a multistep schedule needs rising epochs, e.g. [700].")
-    if train.WARMUP_EPOCHS > steps[0]:
-        raise ValueError(f"TRAIN.WARMUP_EPOCHS={train.WARMUP_EPOCHS} is longer than the first of TRAIN.LR_SCHEDULER."
-                         f"MULTISTEPS={steps}: use at most {steps[0]}.")
 
 
 # ---- what follows from a config -----------------------------------------------------------------------------------
@@ -432,24 +432,12 @@ def with_values(config, **values):
     return clone
 
 
-def check_rates(config):
-    """Refuse rates of training that go the wrong way: up to their minimum, or down in the warm-up. Raises ValueError."""
-    train = config.TRAIN
-    falls = train.LR_SCHEDULER.NAME == "cosine"
-    for key, counts, what in (("MIN_LR", falls, "rise where it is to fall"), ("WARMUP_LR", train.WARMUP_EPOCHS > 0,
-                                                                           "fall where it is to rise")):
-        if counts and train[key] > train.BASE_LR > 0:
-            raise ValueError(f"TRAIN.{key}={train[key]:g} is above TRAIN.BASE_LR={train.BASE_LR:g}: the rate would {what}. "
-                             f"Lower it, e.g. --opts TRAIN.{key} 0.")
-
-
 def scaled_config(config, world_size):
     """A frozen clone whose three learning rates fit the global batch: rate x images per step / LR_SCALE_BATCH.
 
     The config itself keeps the raw rates, so that a saved config can be fed back (the official code overwrites them).
     Source: SimMIM (arXiv 2111.09886), official main_simmim.py.
     """
-    check_rates(config)
     factor = images_per_step(config, world_size) / config.TRAIN.LR_SCALE_BATCH
     return with_values(config, TRAIN__BASE_LR=config.TRAIN.BASE_LR * factor,
                        TRAIN__WARMUP_LR=config.TRAIN.WARMUP_LR * factor, TRAIN__MIN_LR=config.TRAIN.MIN_LR * factor)

@@ -19,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from checks import check_steps, last_step
 from config import dump, images_per_step, save_config
 from logger import MetricWriter, create_logger, cut_back, log_to_file
 from models import build_model
@@ -242,8 +243,9 @@ def running(job, scaled, num_train, num_val):
 
     Args:
         scaled, num_train, num_val: as of announce.
-    Raises: ValueError if another process holds the folder.
+    Raises: ValueError if another process holds the folder, or steps are not what the rates are for.
     """
+    check_steps(job.config, scaled, len(job.loader))
     first = distributed.rank() == 0
     if first:
         job.lock = FolderLock(job.folder, log.info)
@@ -318,14 +320,18 @@ def announce(job, scaled, num_train, num_val):
     total = images_per_step(config, distributed.world_size())
     if is_sharded(job.model):
         log.info("every process holds a part of the model (TRAIN.PARALLEL fsdp)")
-    log.info("effective batch: %d images x %d processes x %d accumulation steps = %d", config.DATA.BATCH_SIZE,
-             distributed.world_size(), max(train.ACCUMULATION_STEPS, 1), total)
+    steps, num_batches = max(train.ACCUMULATION_STEPS, 1), len(job.loader)
+    images = config.DATA.BATCH_SIZE * distributed.world_size()
+    log.info("effective batch: %d images x %d processes x %d accumulation steps = %d%s", config.DATA.BATCH_SIZE,
+             distributed.world_size(), steps, total, "" if num_batches % steps == 0 else
+             f"; the last step of an epoch has {last_step(steps, num_batches) * images}, at the same rate")
+    log.info("an epoch is %d steps of %d of the %d images; %d of %d epochs are to come", math.ceil(num_batches / steps),
+             images * num_batches, num_train, train.EPOCHS - job.place.epoch, train.EPOCHS)
     log.info("learning rates x %d / %d: base %.3e -> %.3e, warm-up start %.3e -> %.3e, minimum %.3e -> %.3e", total,
              train.LR_SCALE_BATCH, train.BASE_LR, scaled.TRAIN.BASE_LR, train.WARMUP_LR, scaled.TRAIN.WARMUP_LR, train.MIN_LR,
              scaled.TRAIN.MIN_LR)
-    if train.WARMUP_EPOCHS >= train.EPOCHS:
-        log.warning("TRAIN.WARMUP_EPOCHS=%d is not below TRAIN.EPOCHS=%d: the learning rate never reaches its peak",
-                    train.WARMUP_EPOCHS, train.EPOCHS)
+    if train.WARMUP_EPOCHS == train.EPOCHS:
+        log.warning("TRAIN.WARMUP_EPOCHS=%d is all of TRAIN.EPOCHS: the learning rate never falls", train.WARMUP_EPOCHS)
     if train.EMA_DECAY:
         steps, span = train.EPOCHS * -(-len(job.loader) // max(train.ACCUMULATION_STEPS, 1)), 1 / (1 - train.EMA_DECAY)
         log.info("an average of the weights is kept, over about %.0f of %d steps (TRAIN.EMA_DECAY %g)", span, steps,

@@ -245,6 +245,12 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
     recipe = model.recipe
     if mask_ratio is not None and mask is not None:
         raise ValueError("mask and mask_ratio contradict each other: leave one out.")
+    if mask_ratio is not None and not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio={mask_ratio} (--mask-ratio) must lie between 0, which hides nothing, and 1, which hides "
+                         f"all: use e.g. 0.6.")
+    if mask is not None and not 0 < (hidden := torch.as_tensor(mask).bool()).sum() < hidden.numel():
+        raise ValueError(f"mask hides {int(hidden.sum())} of {hidden.numel()} patches: none are left to reconstruct, or to do "
+                         f"it from. Hide some, e.g. 60 %.")
     config = recipe.config if mask_ratio is None else with_values(recipe.config, DATA__MASK_RATIO=mask_ratio)
     if mask is None:
         masks = draw_masks(config, len(images), rng_for(seed, MASK))

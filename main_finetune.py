@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 from torch.nn import functional as F
 
+from checks import check_job
 from config import load_config, run_folder, scaled_config
 from data import build_loader
 from data.loader import build_mixup, with_classes
@@ -32,6 +33,7 @@ log = logging.getLogger("simmim.main")
 
 def main(cfg, opts):
     config = load_config(cfg, opts)
+    check_job(config, "finetune")
     if config.EVAL_MODE and not config.MODEL.RESUME and not config.PRETRAINED:
         raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")
     device, precision = start(config)

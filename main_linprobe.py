@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from checks import check_job
 from config import encoder_config, load_config, run_folder, scaled_config
 from data.features import FeatureCache, checksum, parts_of, unreadable_rows
 from data.loader import build_probe_loaders, feature_loader, with_classes
@@ -37,7 +38,7 @@ from engine import Job, build_updater, fit, report_best, running, start
 from evaluation import append_records, evaluate, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import load_pretrained
-from models.probe import build_probe, check_probing
+from models.probe import build_probe, check_batch_norm
 from optimizer import build_optimizer
 from resume import check_fixed
 from utils import distributed
@@ -52,7 +53,7 @@ FIXED = ("PROBE.LAYER", "PROBE.SWEEP", "PROBE.FEATURE")  # a head is worth nothi
 
 def main(cfg, opts):
     config = load_config(cfg, opts)
-    check_probing(config)
+    check_job(config, "probe")
     device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_probe(config, config.MODEL.NUM_CLASSES).to(device), config, device, precision)
@@ -135,9 +136,7 @@ class Probe:
 
     def train(self):
         config, device, model = self.config, self.device, self.model
-        if config.PROBE.BATCH_NORM and config.DATA.BATCH_SIZE * distributed.world_size() < 2:
-            raise ValueError("DATA.BATCH_SIZE=1 leaves nothing to normalise over: the head begins with a batch norm. Use 2 or "
-                             "more, or --opts PROBE.BATCH_NORM False.")
+        check_batch_norm(config)
         scaled = scaled_config(config, distributed.world_size())
         optimizer = build_optimizer(scaled, model)
         model, optimizer = self.precision.prepare(model, optimizer)

@@ -13,7 +13,8 @@ if __name__ == "__main__":
 
 import torch
 
-from config import check_pretraining, load_config, pixel_statistics, run_folder, scaled_config
+from checks import check_job
+from config import load_config, pixel_statistics, run_folder, scaled_config
 from data import build_loader
 from engine import Job, build_for_training, build_updater, fit, running, start
 from evaluation import heldout_loss, record_evaluation, report_throughput
@@ -31,7 +32,7 @@ log = logging.getLogger("simmim.main")
 
 def main(cfg, opts):
     config = load_config(cfg, opts)
-    check_pretraining(config)
+    check_job(config, "pretrain")
     device, precision = start(config)
     if config.THROUGHPUT_MODE:
         return report_throughput(build_model(config, is_pretrain=True).to(device), config, device, precision)

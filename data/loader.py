@@ -108,7 +108,7 @@ def build_mixup(config, num_classes):
 
 
 def _pretrain_loaders(config, train):
-    if config.DATA.IMAGES_PER_CLASS:
+    if train and config.DATA.IMAGES_PER_CLASS:
         raise ValueError(f"DATA.IMAGES_PER_CLASS={config.DATA.IMAGES_PER_CLASS} is for fine-tuning: pre-training reads no "
                          f"classes. Leave it at 0.")
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config, train)
@@ -150,10 +150,13 @@ def build_probe_loaders(config, train=True, head=None):
     val = _eval_loader(config, images(val_samples, eval_transform))
     if not train:
         return Loaders(None, val, classes)
+    check_classes(classes)
     samples = Samples(per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED))  # once for both
     augmented = None
     if config.PROBE.AUGMENT and not config.PROBE.KNN:
         augmented = _train_loader(config, images(samples, probe_transform), config.DATA.DATA_PATH)
+    if config.PROBE.KNN:
+        check_neighbours(config, len(samples))
     plain = _eval_loader(config, images(samples, eval_transform), config.DATA.MAX_BAD_FRACTION,
                          _skipped(config, samples, config.DATA.DATA_PATH))
     return Loaders(augmented, val, classes, plain=plain)
@@ -175,16 +178,31 @@ def with_classes(config, classes, owner="the data"):
     return with_values(config, MODEL__NUM_CLASSES=len(classes))
 
 
+def check_classes(classes):
+    """Refuse to train, or to choose, where there is no choice. Raises ValueError."""
+    if len(classes) < 2:
+        raise ValueError(f"the training data has one class, {classes[0]}: a classifier needs a folder for each of several "
+                         f"classes. Check --data-path and DATA.DATASET.")
+
+
+def check_neighbours(config, num_images):
+    """Refuse to ask more neighbours than there are training images. Raises ValueError."""
+    numbers = config.PROBE.KNN_K
+    if max(numbers) > num_images:
+        fit = [k for k in numbers if k <= num_images] or [num_images]
+        raise ValueError(f"PROBE.KNN_K={numbers} asks up to {max(numbers)} neighbours of {num_images} training images. "
+                         f"Use e.g. --opts PROBE.KNN_K {str(fit).replace(' ', '')}.")
+
+
 def _finetune_loaders(config, train, head):
-    check_finetuning(config)
+    if train:
+        check_finetuning(config)
     samples, val_samples, classes = _labelled_samples(config, train, head)
     mode = pil_mode(config)
     val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED, rules_of(config)))
     if not train:
         return Loaders(None, val, classes)
-    if len(classes) < 2:
-        raise ValueError(f"the training data has one class, {classes[0]}: fine-tuning needs a folder for each of several "
-                         f"classes. Check --data-path and DATA.DATASET.")
+    check_classes(classes)
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
     dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, rules_of(config))
     return Loaders(_train_loader(config, dataset, config.DATA.DATA_PATH), val, classes)
@@ -398,8 +416,10 @@ def _epoch_sampler(config, num_samples, shared=False):
     rank, world_size = distributed.rank(), distributed.world_size()
     sampler = EpochSampler(num_samples, config.DATA.BATCH_SIZE, rank, world_size, config.SEED, shared)
     if not sampler.num_batches:
+        fewer = (f"a smaller --batch-size (at most {num_samples // world_size})" if num_samples >= world_size else
+                 f"at most {num_samples} processes and --batch-size 1")
         raise ValueError(f"{num_samples} training images do not fill one batch of {config.DATA.BATCH_SIZE} x {world_size} "
-                         f"processes. Use a smaller --batch-size (at most {max(num_samples // world_size, 1)}).")
+                         f"processes (DATA.BATCH_SIZE={config.DATA.BATCH_SIZE}). Use {fewer}.")
     return sampler
 
 

@@ -12,6 +12,7 @@ from config import encoder_config, image_size, pixel_statistics
 from data.reading import Rules
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SRC_PADDING = 4  # pixels
 THINNEST = 32  # long side over short side that is still resized as a whole
 
 
@@ -44,6 +45,9 @@ def pretrain_transform(config):
     mean, std = pixel_statistics(config)
     size, interpolation = image_size(config), InterpolationMode(config.DATA.CROP_INTERPOLATION)
     if config.DATA.CROP == "src":
+        if min(size) <= SRC_PADDING:
+            raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} is too small for DATA.CROP=src, which reflects "
+                             f"{SRC_PADDING} pixels at each border. Use --opts DATA.CROP rrc, or larger images.")
         crop = simple_resized_crop(size, interpolation)
     else:
         crop = transforms.RandomResizedCrop(size, scale=tuple(config.DATA.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
@@ -58,7 +62,7 @@ def simple_resized_crop(size, interpolation=InterpolationMode.BILINEAR):
     Source: PixMIM (arXiv 2303.02416), section 3.3.
     """
     return transforms.Compose([transforms.Lambda(partial(_cover, size=size, interpolation=interpolation)),
-                               transforms.Pad(4, padding_mode="reflect"), transforms.RandomCrop(size)])
+                               transforms.Pad(SRC_PADDING, padding_mode="reflect"), transforms.RandomCrop(size)])
 
 
 def _not_too_thin(picture):
@@ -99,7 +103,7 @@ def finetune_transform(config):
                          f"{config.MODEL.TYPE.upper()}.IN_CHANS. Use --opts AUG.AUTO_AUGMENT none.")
     try:
         transform = _timm_transform(config, policy, mean, std)
-    except AssertionError as error:  # how timm answers an unknown policy
+    except (AssertionError, ValueError, KeyError, TypeError) as error:  # how timm answers an unknown policy
         raise ValueError(f"AUG.AUTO_AUGMENT={policy!r} is no policy that timm knows, e.g. rand-m9-mstd0.5-inc1, original, "
                          f"augmix-m5-w4-d2; none switches it off.") from error
     _allow_zero_bits(transform)
@@ -155,9 +159,13 @@ class SingleDrawCrop(transforms.RandomResizedCrop):
 
 
 def crop_size(height, width, share, log_ratio):
-    """(height, width) of a crop of `share` of an image's area whose width over height is exp(log_ratio), cut to the image."""
+    """(height, width) of a crop of `share` of an image's area whose width over height is exp(log_ratio), cut to the image.
+
+    At least a pixel.
+    """
     area, ratio = height * width * share, torch.exp(torch.as_tensor(log_ratio, dtype=torch.float32)).item()
-    return min(round(math.sqrt(area / ratio)), height), min(round(math.sqrt(area * ratio)), width)
+    sides = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+    return tuple(min(max(side, 1), whole) for side, whole in zip(sides, (height, width), strict=True))
 
 
 def probe_transform(config):

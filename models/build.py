@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.encoders import ENCODERS
-from models.inputs import check_pretraining, image_size
+from models.inputs import check_method, image_size
 from models.methods import METHODS
 from utils import sharding
 from utils.registry import pick
@@ -25,13 +25,13 @@ def build_model(config, is_pretrain=True):
         is_pretrain: a pre-training method around an encoder, or an encoder with a classification head.
     Returns: nn.Module; its contract is in docs/architecture.md. Under `with torch.device("meta")` it has sizes but no memory
         (and can be given some by `materialize`).
-    Raises: ValueError on an unknown MODEL.TYPE or MODEL.METHOD, or a mask that does not fit.
+    Raises: ValueError on an unknown MODEL.TYPE or MODEL.METHOD, or settings that do not fit together.
     """
     with torch.device("meta"):
         if is_pretrain:
             method = pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
+            check_method(config)
             model = method.build(config, partial(build_encoder, config))
-            check_pretraining(config)
         else:
             model = build_encoder(config, config.MODEL.NUM_CLASSES)
     return model if _default_device().type == "meta" else materialize(model)

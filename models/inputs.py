@@ -25,18 +25,22 @@ def pixel_statistics(config):
 
 
 def check_model(config):
-    """Refuse settings of encoder and method that can't work together, as these say themselves. Raises ValueError."""
-    components = pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE"), pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD")
+    """Refuse what the encoder can't be, or take, as it says itself. Raises ValueError."""
     channels = encoder_config(config).IN_CHANS
     for key in ("MEAN", "STD"):
         if len(config.DATA[key]) not in (0, channels):
             raise ValueError(f"DATA.{key} has {len(config.DATA[key])} values for IN_CHANS={channels}: give one each.")
-    for component in components:
-        component.check(config, image_size(config))
+    pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE").check(config, image_size(config))
+
+
+def check_method(config):
+    """Refuse what the pre-training method can't be, as it says itself. Raises ValueError."""
+    pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD").check(config, image_size(config))
 
 
 def check_pretraining(config):
-    """Refuse mask settings that do not fit image, encoder and method. Raises ValueError."""
+    """Refuse a method that can't be, and masks that do not fit image, encoder and method. Raises ValueError."""
+    check_method(config)
     unit = config.DATA.MASK_PATCH_SIZE
     height, width = image_size(config)
     patch = encoder_config(config).PATCH_SIZE

@@ -103,12 +103,21 @@ def check_probing(config):
                          "trained.")
     if config.PROBE.RANDOM_ENCODER and config.PRETRAINED:
         raise ValueError(f"--random-encoder and --pretrained {config.PRETRAINED} contradict each other: leave one out.")
+    if config.EVAL_MODE or config.THROUGHPUT_MODE or config.PROBE.KNN:
+        return  # what follows is about training
     if config.TRAIN.PARALLEL != "ddp":
         raise ValueError(f"TRAIN.PARALLEL={config.TRAIN.PARALLEL} is for training encoders: a frozen one has neither gradients "
                          f"nor moments. Use TRAIN.PARALLEL ddp.")
     if config.PROBE.SWEEP and config.TRAIN.CLIP_GRAD:
         raise ValueError(f"TRAIN.CLIP_GRAD={config.TRAIN.CLIP_GRAD} would let the heads of --sweep slow each other down: use "
                          f"TRAIN.CLIP_GRAD 0.")
+
+
+def check_batch_norm(config):
+    """Refuse to normalise a batch of one image over all processes. Raises ValueError."""
+    if config.PROBE.BATCH_NORM and config.DATA.BATCH_SIZE * distributed.world_size() < 2:
+        raise ValueError("DATA.BATCH_SIZE=1 leaves nothing to normalise over: the head begins with a batch norm. Use 2 or "
+                         "more, or --opts PROBE.BATCH_NORM False.")
 
 
 def build_probe(config, num_classes):

@@ -27,9 +27,10 @@ class Component:
     Attributes:
         build: from a config to the module; see `build_encoder` and `build_model` in models/build.py for the arguments.
         settings: {NAME: utils.settings.Setting} of its section of the config, MODEL.<its name in capitals>.
-        check: (config, (height, width)) -> None; called when a config that names it is loaded, raises ValueError on
-            settings that can't work together. Ranges and choices of single settings are checked before.
-        check_masks: of a method, config -> None; called before pre-training, raises ValueError on masks that it can't use.
+        check: (config, (height, width)) -> None; raises ValueError on settings that can't work together; called when a
+            config that names an encoder is loaded, and before a method is built. Ranges and choices of single settings are
+            checked before.
+        check_masks: of a method, config -> None; called where masks are drawn, raises ValueError on those that it can't use.
         tiny: {NAME: value} of its settings that make a model small enough for images of 32 x 64 pixels, which the tests in
             tests/contracts then build; without them with the defaults.
     """

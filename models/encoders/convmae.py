@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoders.checks import check_patches, fitting_heads
+from models.encoders.checks import LARGEST_SIDE, check_mlp, check_patches, fitting_heads
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
 from models.encoders.vit import NORM_EPS, Block
 from models.layers import (
@@ -234,11 +234,13 @@ def check_convmae(config, size):
         fit = fitting_heads(heads, width)
         raise ValueError(f"{section}.NUM_HEADS={heads} does not divide the {width} channels of the third stage of {section}."
                          f"EMBED_DIM={convmae.EMBED_DIM}. Use e.g. {fit} heads.")
+    for ratio, width in zip(convmae.MLP_RATIO, convmae.EMBED_DIM, strict=True):
+        check_mlp(section, ratio, width)
     check_patches(section, convmae.PATCH_SIZE, size, config.DATA.IMG_SIZE)
 
 
 CONVMAE = Component(build_convmae, check=check_convmae, settings={  # + three stages of twice the stride each
-    "PATCH_SIZE": Setting(16, "+ side of a cell of the last stage, a multiple of 4", "pixels", low=4),
+    "PATCH_SIZE": Setting(16, "+ side of a cell of the last stage, a multiple of 4", "pixels", low=4, high=LARGEST_SIDE),
     "IN_CHANS": Setting(3, "+ channels of the images", low=1, high=1024),
     "EMBED_DIM": Setting([256, 384, 768], "+ width of each stage", high=2 ** 16),
     "DEPTHS": Setting([2, 2, 11], "+ blocks of each stage; convolutions in the first two stages, attention in the third",

@@ -6,7 +6,7 @@ Source: Liu et al., MixMAE: Mixed and Masked Autoencoder for Efficient Pretraini
 import torch
 from torch.nn import functional as F
 
-from models.encoders.checks import check_sincos, check_stages, window_problem
+from models.encoders.checks import LARGEST_SIDE, check_sincos, check_stages, nearest_side, window_problem
 from models.encoders.swin import SwinBlock, SwinTransformer, WindowAttention, keep_apart
 from models.layers import init_xavier, lift_mask, truncated_normal
 from models.position import interpolate_bias_table, sincos_table
@@ -103,7 +103,7 @@ def check_mixmim_encoder(config, size):
     problems = [window_problem(side, mixmim.PATCH_SIZE, windows) for side in sorted(size, key=lambda side: side % unit == 0)]
     found = next(filter(None, problems), None)  # a side of broken cells first
     if found and any(side % unit for side in size):
-        nearest = [max(round(side / unit), 1) * unit for side in size]
+        nearest = [nearest_side(side, unit) for side in size]
         advice = f"DATA.IMG_SIZE {nearest[0] if size[0] == size[1] else nearest}"
     elif found:
         maps = [[side // mixmim.PATCH_SIZE // 2 ** stage for side in size] for stage in range(len(windows))]
@@ -116,7 +116,7 @@ def check_mixmim_encoder(config, size):
 
 
 MIXMIM_ENCODER = Component(build_mixmim_encoder, check=check_mixmim_encoder, settings={
-    "PATCH_SIZE": Setting(4, "+ side of a token", "pixels", low=1),
+    "PATCH_SIZE": Setting(4, "+ side of a token", "pixels", low=1, high=LARGEST_SIDE),
     "IN_CHANS": Setting(3, "+ channels of the images", low=1, high=1024),
     "EMBED_DIM": Setting(128, "+ width of the first stage; doubles at each stage", low=1, high=2 ** 16),
     "DEPTHS": Setting([2, 2, 18, 2], "+ blocks per stage", high=1000),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoders.checks import check_stages, window_problem
+from models.encoders.checks import LARGEST_SIDE, check_stages, window_problem
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
 from models.layers import (
     DropPath,
@@ -398,14 +398,14 @@ def check_windows(config, size, section, swin):
 
     found = problem(size[0], swin.WINDOW_SIZE) or problem(size[1], swin.WINDOW_SIZE)
     if found:
-        fitting = [s for s in range(1, 2 * max(size) + 1024) if not problem(s, swin.WINDOW_SIZE)]
+        fitting = [s for s in range(1, min(2 * max(size) + 1024, LARGEST_SIDE) + 1) if not problem(s, swin.WINDOW_SIZE)]
         nearest = [min(fitting, key=lambda s, side=side: abs(s - side)) for side in size] if fitting else None
         fixes = [f"DATA.IMG_SIZE {nearest[0] if size[0] == size[1] else str(nearest).replace(' ', '')}"] if nearest else []
         windows = [w for w in range(1, max(size)) if not any(problem(side, w) for side in size)]
         if windows:
             fixes.append(f"{section}.WINDOW_SIZE {min(windows, key=lambda w: abs(w - swin.WINDOW_SIZE))}")
         raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} with {section}.WINDOW_SIZE={swin.WINDOW_SIZE}: {found}. "
-                         f"Use {' or '.join(fixes)}.")
+                         f"Use {' or '.join(fixes) or f'a smaller {section}.PATCH_SIZE'}.")
 
 
 def check_swin(config, size):
@@ -414,7 +414,7 @@ def check_swin(config, size):
 
 
 SWIN = Component(build_swin, check=check_swin, settings={
-    "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1),
+    "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1, high=LARGEST_SIDE),
     "IN_CHANS": Setting(3, "channels of the images", low=1, high=1024),
     "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1, high=2 ** 16),
     "DEPTHS": Setting([2, 2, 6, 2], "blocks per stage", high=1000),
@@ -422,7 +422,8 @@ SWIN = Component(build_swin, check=check_swin, settings={
     "WINDOW_SIZE": Setting(7, "shrinks to the map where the map is smaller", "tokens", low=1),
     "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3, high=1000),
     "QKV_BIAS": Setting(True, "of query, key and value"),
-    "QK_SCALE": Setting(None, "of the scores; None = 1 / sqrt(head width)", kind=NUMBER, optional=True),
+    "QK_SCALE": Setting(None, "of the scores; None = 1 / sqrt(head width)", kind=NUMBER, optional=True,
+                        low=1e-6),
     "APE": Setting(False, "learned absolute position embedding"),
     "PATCH_NORM": Setting(True, "LayerNorm after the patch embedding"),
 })

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoders.checks import check_patches, check_sincos, fitting_heads
+from models.encoders.checks import LARGEST_SIDE, check_mlp, check_patches, check_sincos, fitting_heads
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
 from models.layers import (
     DropPath,
@@ -347,18 +347,19 @@ def check_vit(config, size):
         fit = fitting_heads(vit.NUM_HEADS, vit.EMBED_DIM)
         raise ValueError(f"MODEL.VIT.NUM_HEADS={vit.NUM_HEADS} does not divide MODEL.VIT.EMBED_DIM={vit.EMBED_DIM}. "
                          f"Use e.g. {fit} heads.")
+    check_mlp("MODEL.VIT", vit.MLP_RATIO, vit.EMBED_DIM)
     check_patches("MODEL.VIT", vit.PATCH_SIZE, size, config.DATA.IMG_SIZE)
 
 
 VIT = Component(build_vit, check=check_vit, settings={
-    "PATCH_SIZE": Setting(16, "side of a token", "pixels", low=1),
+    "PATCH_SIZE": Setting(16, "side of a token", "pixels", low=1, high=LARGEST_SIDE),
     "IN_CHANS": Setting(3, "channels of the images", low=1, high=1024),
     "EMBED_DIM": Setting(768, "width", low=1, high=2 ** 16),
     "DEPTH": Setting(12, "blocks", low=1, high=1000),
     "NUM_HEADS": Setting(12, "of every block", low=1),
     "MLP_RATIO": Setting(4.0, "width of the MLP relative to the block's", low=1e-3, high=1000),
     "QKV_BIAS": Setting(True, "for query and value; the key has no bias"),
-    "INIT_VALUES": Setting(0.1, "start of the layer scale; None = no layer scale", optional=True),
+    "INIT_VALUES": Setting(0.1, "start of the layer scale; None = no layer scale", optional=True, low=0),
     "K_BIAS": Setting(False, "+ a bias for the key as well, all three in one parameter (MAE)"),
     "USE_APE": Setting(False, "learned absolute position embedding"),
     "USE_SINCOS_APE": Setting(False, "+ one of sines and cosines, fixed in pre-training (MAE)"),

@@ -176,6 +176,10 @@ def with_low_pass(config, target, channels):
     pixmim = config.MODEL.PIXMIM
     if not pixmim.ENABLE:
         return target
+    size = config.DATA.IMG_SIZE
+    if not frequency_disc([size] * 2 if isinstance(size, int) else size, pixmim.CUTOFF_RADIUS, pixmim.FILTER == "exact").any():
+        raise ValueError(f"MODEL.PIXMIM.CUTOFF_RADIUS={pixmim.CUTOFF_RADIUS:g} keeps no frequency at all: there is nothing to "
+                         f"predict. Use e.g. 40.")
     statistics = channel_statistics(channels, config.DATA.MEAN, config.DATA.STD)
     return LowPassTarget(target, pixmim.CUTOFF_RADIUS, *statistics, pixmim.FILTER)
 

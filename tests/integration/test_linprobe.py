@@ -153,7 +153,8 @@ def test_bad_input_is_one_line(forks, recipe, images, tmp_path, flags, message):
 
 @pytest.mark.parametrize("name", PUBLISHED, ids=lambda path: path.stem)
 def test_published_recipe_runs_with_a_small_model(forks, images, tmp_path, name):
-    small = {"TRAIN.EPOCHS": 1, "DATA.NUM_WORKERS": 0, "DATA.BATCH_SIZE": 8, "DATA.IMG_SIZE": 56 if "huge" in name.stem else 64}
+    small = {"TRAIN.EPOCHS": 1, "TRAIN.WARMUP_EPOCHS": 0, "DATA.NUM_WORKERS": 0, "DATA.BATCH_SIZE": 8,
+             "DATA.IMG_SIZE": 56 if "huge" in name.stem else 64}
     small |= ({"MODEL.CONVMAE.EMBED_DIM": "[8,8,16]", "MODEL.CONVMAE.DEPTHS": "[1,1,1]", "MODEL.CONVMAE.NUM_HEADS": 2}
               if "convmae" in name.stem else {"MODEL.VIT.EMBED_DIM": 16, "MODEL.VIT.DEPTH": 8, "MODEL.VIT.NUM_HEADS": 2})
     result = forks.run("main_linprobe.py", "--cfg", name, "--data-path", images, "--output", tmp_path, "--random-encoder",
@@ -175,7 +176,7 @@ def test_unreadable_images_end_no_probe(probe, images, encoder, tmp_path, ranks)
     for path in (tmp_path / "images/train/ant/0.jpg", tmp_path / "images/train/bee/1.jpg", val[0], val[2]):
         path.write_bytes(b"no image")
     flags = ["--data-path", tmp_path / "images", "--pretrained", encoder, "--cache", tmp_path / "cache"]
-    settings = {"DATA.BATCH_SIZE": 8 // ranks, "DATA.MAX_BAD_FRACTION": 0.1, "TRAIN.EPOCHS": 1}
+    settings = {"DATA.BATCH_SIZE": 8 // ranks, "DATA.MAX_BAD_FRACTION": 0.1, "TRAIN.EPOCHS": 1, "PROBE.KNN_K": "[5,10,20]"}
     folder, text = probe(tmp_path / "probe", *flags, settings=settings, ranks=ranks)
     assert all(loss == loss for loss in losses(folder)) and len(losses(folder)) == 3
     assert numbers(folder, "val", "images", "unreadable") == [[VAL_IMAGES - 2, 2]]

@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 
+from checks import check_training
 from config import check_pretraining, flatten, load_config
 from data.loader import build_mixup, check_finetuning
 
@@ -14,6 +15,7 @@ def checked(overrides):
     config = load_config(opts=opts_of(overrides))
     check_pretraining(config)
     check_finetuning(config)
+    check_training(config)
     return config
 
 
@@ -124,7 +126,7 @@ def test_odd_batch_is_refused_when_only_cutmix_minmax_is_on():
 @pytest.mark.parametrize("steps", [[], [30, 20]])
 def test_multistep_without_rising_epochs_is_refused(steps):
     with pytest.raises(ValueError, match=r"TRAIN\.LR_SCHEDULER\.MULTISTEPS="):
-        load_config(opts=["TRAIN.LR_SCHEDULER.NAME", "multistep", "TRAIN.LR_SCHEDULER.MULTISTEPS", steps])
+        checked({"TRAIN.LR_SCHEDULER.NAME": "multistep", "TRAIN.LR_SCHEDULER.MULTISTEPS": steps})
 
 
 @pytest.mark.parametrize(("key", "value"), [("MODEL.SWIN.DEPTHS", [2, 2, 6]), ("MODEL.SWIN.DEPTHS", []),

@@ -37,7 +37,7 @@ def written(tmp_path, content):
     ("DATA.BATCH_SIZE", 1e12, "at most 1000000"), ("VIS_IMAGES", 1e9, "between 1 and 1024"),
     ("DATA.IMG_SIZE", 10 ** 9, "between 1 and 16384"), ("DATA.IMG_SIZE", [224, 10 ** 9], "each value must be between"),
     ("DATA.MEAN", [0.5, float("nan"), 0.5], "not finite"), ("MODEL.VIT.INIT_VALUES", float("-inf"), "not finite"),
-    ("MODEL.VIT.INIT_VALUES", -1e7, "at least -1000000"), ("MODEL.SWIN.DEPTHS", [2] * 1001, "has 1001 values"),
+    ("MODEL.VIT.INIT_VALUES", -1e7, "at least 0"), ("MODEL.SWIN.DEPTHS", [2] * 1001, "has 1001 values"),
     ("MODEL.SWIN.DEPTHS", [2, 10 ** 6], "at most 1000"), ("MODEL.VIT.DEPTH", 10 ** 5, "between 1 and 1000"),
     ("MODEL.TYPE", "x" * 10 ** 5, "unknown; valid: "), ("TRAIN." + "X" * 10 ** 5, 1, "unknown key"),
     ("TRAIN.EPOCHS", "[" * 5000, "expected a whole number"), ("TRAIN.EPOCHS", "-" * 9000 + "1", "expected a whole number"),

@@ -24,6 +24,7 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "models": {"models", "utils"},
     "config": {"models/encoders", "models/inputs", "models/methods", "utils"},  # their settings; no model imports it
     "recipes": {"config", "models", "utils"},
+    "checks": {"data", "models"},
     "data": {"config", "data", "utils"},
     "optimizer": {"config", "utils"},
     "lr_scheduler": {"config", "utils"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "inference": {"config", "data", "models", "recipes", "utils"},
     "hubconf": {"inference", "models"},
     "watch": {"resume", "utils"},
-    "engine": {"config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils", "watch"},
+    "engine": {"checks", "config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils", "watch"},
 }
 
 

@@ -106,7 +106,7 @@ def test_config_refuses_the_same_for_a_mask_of_whole_units():
 def test_config_refuses_blocks_of_parts_of_patches_with_one_that_works():
     wrong = VIT | {"DATA.MASK_TYPE": "blockwise", "DATA.MASK_PATCH_SIZE": 40}
     with pytest.raises(ValueError, match=r"DATA\.MASK_PATCH_SIZE=40 is not a multiple.*Use DATA\.MASK_PATCH_SIZE 32\."):
-        load_config(opts=opts_of(wrong))
+        check_pretraining(load_config(opts=opts_of(wrong)))
 
 
 @pytest.mark.parametrize("name", MASKS)

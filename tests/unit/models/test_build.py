@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from config import load_config
+from data.masks import build_mask_generator
 from models import build_model
 from models.build import ENCODERS, METHODS, materialize
 
@@ -21,10 +22,12 @@ def test_unknown_method_lists_the_valid_ones():
     assert "simmim" in METHODS
 
 
-def test_mask_unit_that_does_not_fit_is_refused_in_pretraining_only():
+def test_mask_unit_that_does_not_fit_is_refused_where_masks_are_drawn_only():
+    """A pre-training model may be built for its features, or its speed."""
     config = load_config(opts=opts_of(TINY["vit"] | {"DATA.IMG_SIZE": [40, 72], "DATA.MASK_PATCH_SIZE": 32}))
     with pytest.raises(ValueError, match=r"DATA\.MASK_PATCH_SIZE=32"):
-        build_model(config)
+        build_mask_generator(config)
+    assert build_model(config).encoder.grid == (5, 9)
     assert build_model(config, is_pretrain=False).head.out_features == 5
 
 

@@ -205,9 +205,9 @@ def test_encoder_that_cannot_drop_tokens_is_refused_in_one_line(encoder, overrid
 def test_decoder_width_that_its_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"MODEL.MAE.DECODER_NUM_HEADS=3 does not divide MODEL.MAE.DECODER_EMBED_DIM=16. Use "
                                          r"e.g. 2 heads"):
-        tiny_config("vit", MAE | {"MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_NUM_HEADS": 3})
+        tiny_model("vit", MAE | {"MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_NUM_HEADS": 3})
 
 
 def test_decoder_width_without_quarters_is_refused():
     with pytest.raises(ValueError, match=r"MODEL.MAE.DECODER_EMBED_DIM=10 must be a multiple of 4.*Use 12"):
-        tiny_config("vit", MAE | {"MODEL.MAE.DECODER_EMBED_DIM": 10, "MODEL.MAE.DECODER_NUM_HEADS": 2})
+        tiny_model("vit", MAE | {"MODEL.MAE.DECODER_EMBED_DIM": 10, "MODEL.MAE.DECODER_NUM_HEADS": 2})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from config import load_config
-from data.masks import draw_masks
+from data.masks import build_mask_generator, draw_masks
 from models import build_model
 from models.position import sincos_table
 from tests.unit.helpers import opts_of, perturb, random_images
@@ -224,7 +224,7 @@ def test_images_that_are_not_whole_cells_are_refused():
 ])
 def test_settings_that_can_not_work_are_refused_with_what_to_type(overrides, message):
     with pytest.raises(ValueError, match=message):
-        mixmim(overrides)
+        build_mask_generator(load_config(opts=opts_of(TINY | overrides)))
 
 
 def test_windows_that_the_error_names_fit_both_sides():
