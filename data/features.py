@@ -102,6 +102,7 @@ class FeatureCache:
         common = distributed.from_rank0({
             **self.key, "split": split, "images": images_checksum(loader.dataset.samples),
             "transform": repr(loader.dataset.transform), "mode": loader.dataset.mode,
+            "reading": repr(loader.dataset.rules),
             **({"skipped": sorted(loader.skipped)} if loader.skipped else {})})
         keys = {layer: {**common, "layer": str(layer)} for layer in layers}
         count = len(loader.dataset)

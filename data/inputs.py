@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from config import encoder_config
-from data.reading import DEFAULT, in_mode, read_image
+from data.reading import DEFAULT, BadImage, in_mode, read_image
 from data.transforms import PIL_MODES, pil_mode, rules_of
 from utils.names import shown
 
@@ -90,15 +90,25 @@ def picture_of(image, mode, name="the image", rules=DEFAULT):
     if isinstance(image, (bytes, bytearray)):
         return read_image(BytesIO(image), mode, f"{name} ({len(image)} bytes)", rules)
     if isinstance(image, Image.Image):
-        return in_mode(image, mode, rules)
+        return _named(image, mode, name, rules)
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in PIL_MODES:
             raise ValueError(f"{name} is a tensor of {image.dtype} and shape {tuple(image.shape)}, expected uint8 (C, H, W) of "
                              f"pixels with 1, 3 or 4 channels, or float (C, H, W), normalised.")
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
-        return _from_array(image, name).convert(mode)
+        return in_mode(_from_array(image, name), mode, rules)
     raise ValueError(f"{name} is {type(image).__name__}, expected {KINDS}.")
+
+
+def _named(picture, mode, name, rules):
+    """A PIL image, which may be a file that is decoded only now, in a mode; what is wrong with it is said of `name`."""
+    if not all(picture.size):
+        raise ValueError(f"{name} is a PIL image of {picture.width} x {picture.height} pixels: there is nothing to see.")
+    try:
+        return in_mode(picture, mode, rules, name)
+    except (ValueError, OSError, SyntaxError) as error:
+        raise BadImage(f"{name} can't be read as an image ({error}).", str(error)) from error
 
 
 def _check_path(path):

@@ -24,6 +24,8 @@ KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: 
          stat.S_IFBLK: "a device"}
 _no_limit, _said = RLock(), set()
 WHITE_OF = {"PNG": 65535, "PPM": 65535}  # of 32-bit numbers: Pillow reads 16 bits of these formats so
+UNSIGNED = ("I;32", "I;32N", "I;32B")  # which Pillow has in signed ones of 32 bits
+PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 262, 339, 2  # of TIFF
 # texts and profiles in a PNG say nothing of its pixels, so they may be large: workflows of generators, calibrations of scanners
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2 ** 25)
 
@@ -66,10 +68,20 @@ def read_image(source, mode="RGB", name=None, rules=DEFAULT):
     Raises: BadImage (a ValueError) that names the file if it can't be decoded; OSError where this machine has run out of
         memory or open files.
     """
+    return _read(source, mode, name, rules)[0]
+
+
+def examine(source, mode="RGB", rules=DEFAULT):
+    """Read a file as training does, and tell how it is stored: (PIL mode, width, height). Raises as read_image."""
+    return _read(source, mode, None, rules)[1]
+
+
+def _read(source, mode, name, rules):
+    """(the image, how it is stored)."""
     name = shown(name or source)
     for pause in (*PAUSES, None):
         try:
-            return _decoded(source, mode, rules)
+            return _decoded(source, mode, rules, name)
         # decoders meet broken files with nearly every kind of error: struct.error, KeyError, IndexError, SyntaxError, ...
         except Exception as error:
             failure = error
@@ -95,7 +107,7 @@ def _reason(error):
     return words if isinstance(error, (OSError, ValueError, SyntaxError)) and words else f"{type(error).__name__}: {words}"
 
 
-def _decoded(source, mode, rules):
+def _decoded(source, mode, rules, name):
     with _file(source) as file:
         if not file.read(1):
             raise ValueError("the file is empty")
@@ -107,11 +119,12 @@ def _decoded(source, mode, rules):
             if width * height > rules.max_pixels:
                 raise ValueError(f"{width} x {height} pixels, more than DATA.MAX_PIXELS={rules.max_pixels}")
             if getattr(picture, "is_animated", False):
-                _say_first_frame(shown(getattr(source, "name", source)))
+                _say_once("animated pictures and files of several pages: the first is taken, as of %s", name)
+            stored_as = (picture.mode, *picture.size)
             if mode is None:
                 picture.load()
-                return picture
-            return in_mode(picture, mode, rules)
+                return picture, stored_as
+            return in_mode(picture, mode, rules, name), stored_as
 
 
 @contextmanager
@@ -140,34 +153,43 @@ def without_limit():
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _say_first_frame(name):
-    """Once a process, and of loader processes only in the first."""
-    worker = get_worker_info()
-    if worker is None or worker.id == 0:
-        _say_once("animated pictures and files of several pages: the first is taken, as of %s", name)
-
-
 def _say_once(text, *values):
-    if text not in _said:
+    """A remark, once a process, and of loader processes only by the first."""
+    worker = get_worker_info()
+    if text not in _said and (worker is None or worker.id == 0):
         _said.add(text)
-        log.info(text, *values)
+        log.warning(text, *values)
 
 
-def in_mode(picture, mode, rules=DEFAULT):
+def in_mode(picture, mode, rules=DEFAULT, name="a picture"):
     """A PIL image in another mode, upright and without transparency as the rules say.
 
     Numbers of 16 bits, of 32 and floats are scaled, as converting alone would cut at 255: by a white that is that of the whole
     data set, not of one picture.
+
+    Args:
+        name: what remarks call it, which are made once.
     Raises: ValueError where the white is not known.
     """
+    deep, stored = picture.mode.startswith("I") or picture.mode == "F", _stored(picture)
+    white = _white_of(picture, stored, rules.white) if deep else None
+    may_be_dark = white == 65535 and not rules.white and not _own_white(picture)
+    inverted = deep and picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == 0  # Pillow turns 8 bits alone
+    _scale_key(picture, stored)
+    _check_colours(picture, stored, rules.white, name)
     if rules.upright:
-        picture = ImageOps.exif_transpose(picture)
+        picture = ImageOps.exif_transpose(picture)  # a copy, which knows nothing of the file
     if picture.mode == "La":  # Pillow has no other way out of it
         picture = picture.convert("LA")
     hidden = picture.info.get("transparency")
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float32)
-        grey = Image.fromarray((_shares_of_white(values, picture, rules.white) * 255).round().astype(np.uint8))
+    if deep:
+        values = np.asarray(picture)
+        if stored in UNSIGNED:
+            values = values.view(np.uint32)
+        if may_be_dark:
+            _say_if_dark(values.max(initial=0), name)
+        shares = shares_of_white(values, white, rules.white, name)
+        grey = Image.fromarray(((1 - shares if inverted else shares) * 255).round().astype(np.uint8))
         if isinstance(hidden, int):
             grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
         picture, hidden = grey, None
@@ -180,19 +202,91 @@ def in_mode(picture, mode, rules=DEFAULT):
     return picture.convert(mode)
 
 
-def _shares_of_white(values, picture, white):
-    """Values as floats from 0 (black) to 1 (white); what is no number is black."""
-    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-    if not white and picture.mode not in ("I", "F"):
-        white = 65535
-    if not white and picture.mode == "I":
-        white = WHITE_OF.get(picture.format)
-        if not white:
-            raise ValueError("its pixels have 32 bits, so it is not known which value is white: set DATA.WHITE, e.g. to 255, "
-                             "4095 or 65535")
-    if not white and values.max(initial=0) > 1:
-        raise ValueError(f"its pixels are floats up to {values.max():g}, but 1 is white: set DATA.WHITE to the value that is")
-    return (values / (white or 1)).clip(0, 1)
+def _stored(picture):
+    """How a file has its pixels, e.g. L;4 of 4 bits, in the words of Pillow's decoders; known until they are decoded."""
+    tile = getattr(picture, "tile", None)
+    described = tile[0][3] if tile else picture.mode
+    first = described[0] if isinstance(described, tuple) else described
+    return first if isinstance(first, str) else picture.mode  # some formats put numbers there
+
+
+def _own_white(picture):
+    """The largest value as a PPM file says it, of which Pillow makes 65535 or 255; None of other files."""
+    tile = getattr(picture, "tile", None)
+    if tile and picture.format == "PPM" and tile[0][0] in ("ppm", "ppm_plain"):
+        described = tile[0][3]
+        return described[-1] if isinstance(described, tuple) else described
+    return None
+
+
+def _white_of(picture, stored, given):
+    """The value that is white among those that Pillow gives; of floats 1 where nothing is given.
+
+    Raises: ValueError where it is not known.
+    """
+    own = _own_white(picture)
+    if given:
+        return given * 65535 / own if own else given
+    if picture.mode == "F":
+        return 1
+    white = 4095 if stored == "I;12" else 65535 if picture.mode != "I" else WHITE_OF.get(picture.format)
+    if not white:
+        raise ValueError("its pixels have 32 bits or a sign, so it is not known which value is white: set DATA.WHITE, e.g. to "
+                         "255, 4095 or 65535")
+    return white
+
+
+def shares_of_white(values, white, given, name):
+    """Values as floats from 0 (black) to 1 (white); what is no number, or below 0, is black.
+
+    Args:
+        values: array.
+        white: value that is.
+        given: DATA.WHITE, or 0.
+        name: of the file, for remarks.
+    Raises: ValueError where nothing was given and floats are no shares.
+    """
+    values = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        _say_once("%s has pixels that are no finite numbers: they are black, here and in other files", name)
+        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    peak = values.max(initial=0)
+    if white == 1 and not given and peak > 1:
+        raise ValueError(f"its pixels are floats up to {peak:g}, but 1 is white: set DATA.WHITE to the value that is")
+    if values.min(initial=0) < 0:
+        _say_once("%s has pixels below 0, down to %g: they are black, here and in other files", name, values.min())
+    return (values / np.float32(white)).clip(0, 1)
+
+
+def _say_if_dark(peak, name):
+    """Files of 16 bits may hold 12, and are nearly black then: only the user knows whether they are meant to be."""
+    if 0 < peak < 65536 / 8:
+        _say_once("%s has 16 bits a pixel, and none is above %d of 65535, so it is nearly black: if these files hold fewer "
+                  "bits, set DATA.WHITE to what is white in them, e.g. 4095", name, peak)
+
+
+def _scale_key(picture, stored):
+    """The transparent value of a PNG, where Pillow leaves it in the file's bits and gives pixels of 8."""
+    hidden = picture.info.get("transparency")
+    if isinstance(hidden, int) and stored in ("L;2", "L;4"):
+        picture.info["transparency"] = hidden * (85 if stored == "L;2" else 17)
+    elif isinstance(hidden, tuple) and stored == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in hidden)
+
+
+def _check_colours(picture, stored, white, name):
+    """Refuse what Pillow reads wrong: it keeps the upper 8 bits of colours of 16, and the bits of signed numbers."""
+    if picture.format == "TIFF" and picture.mode == "L" and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT, ()):
+        raise ValueError("its pixels are signed numbers of 8 bits: store them as unsigned ones, or as .npy with DATA.WHITE")
+    own = _own_white(picture)
+    if picture.mode.startswith("I") or not (stored.endswith((";16B", ";16L", ";16N")) or (own or 0) > 255):
+        return
+    if white and white not in (65535, own):
+        raise ValueError(f"its colours have 16 bits each, of which Pillow reads the upper 8, too few for DATA.WHITE={white:g}: "
+                         f"store it with 8 bits, or as .npy")
+    bands = picture.convert("RGBA").getextrema() if not white and own in (None, 65535) else ()
+    seen = max((high for _, high in bands[:3]), default=255)
+    _say_if_dark((seen + 1) * 256 - 1, name)
 
 
 def _on_background(picture, colour):

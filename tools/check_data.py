@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from data.bad_images import named, write_list
 from data.folders import image_files
-from data.reading import MAX_PIXELS, BadImage, Rules, in_mode, read_image
+from data.reading import MAX_PIXELS, BadImage, Rules, examine
 from utils.stopping import kill_children
 from utils.tables import aligned
 
@@ -142,13 +142,11 @@ def decode(path, rules):
     its end.
     """
     try:
-        picture = read_image(path, None, rules=rules)
-        in_mode(picture, "RGB", rules)
+        return examine(path, rules=rules)
     except BadImage as error:
         return error.reason
     except OSError as error:
         return error
-    return picture.mode, *picture.size
 
 
 def summary(kinds):

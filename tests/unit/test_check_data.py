@@ -7,6 +7,7 @@ from PIL import Image
 
 from data.bad_images import read_list
 from data.loader import build_loader
+from data.reading import Rules
 from tests.integration.processes import in_process
 from tools import check_data
 
@@ -56,7 +57,7 @@ def test_decoder_that_crashes_or_hangs_costs_one_file_each(tmp_path, monkeypatch
     for name in ("crash", "hang", "a", "b", "c"):
         write_image(tmp_path / f"{name}.png")
 
-    def decode(path, max_pixels):
+    def decode(path, rules):
         if path.endswith("crash.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         if path.endswith("hang.png"):
@@ -64,7 +65,7 @@ def test_decoder_that_crashes_or_hangs_costs_one_file_each(tmp_path, monkeypatch
         return "RGB", 40, 32
 
     monkeypatch.setattr(check_data, "decode", decode)
-    kinds, bad = check_data.check([str(path) for path in sorted(tmp_path.glob("*.png"))], 2, 10 ** 6, timeout=8)
+    kinds, bad = check_data.check([str(path) for path in sorted(tmp_path.glob("*.png"))], 2, Rules(), timeout=8)
     assert sum(kinds.values()) == 3
     assert bad == {str(tmp_path / "crash.png"): "the process that read it ended with code -9",
                    str(tmp_path / "hang.png"): "not read after 8 seconds"}

@@ -160,7 +160,7 @@ def test_four_dimensions_are_several_images(swin):
 def test_grey_and_transparent_images_are_brought_to_the_mode(swin):
     grey = np.random.RandomState(0).randint(0, 256, (40, 70), dtype=np.uint8)
     expected = inference_model(swin, np.stack([grey] * 3, axis=-1))["pred_scores"]
-    opaque = np.stack([grey] * 3 + [np.full_like(grey, 9)], axis=-1)
+    opaque = np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=-1)
     for image in (grey, grey[..., None], opaque):
         assert np.array_equal(inference_model(swin, image)["pred_scores"], expected)
 

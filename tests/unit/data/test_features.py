@@ -9,6 +9,7 @@ import torch
 
 from data.bad_images import BadImages
 from data.features import FeatureCache, FeatureLoader, checksum, images_checksum, parts_of, unreadable_rows
+from data.reading import DEFAULT, Rules
 from data.samplers import EpochSampler, EvalSampler
 from evaluation import evaluate
 from utils.precision import build_precision
@@ -17,7 +18,7 @@ COUNT = 7
 
 
 class Dataset:
-    mode = "RGB"
+    mode, rules = "RGB", DEFAULT
 
     def __init__(self, folder, count, transform):
         self.samples = [(str(folder / f"{i}.png"), i) for i in range(count)]
@@ -102,6 +103,14 @@ def test_features_are_extracted_again_when_the_images_differ(get, tmp_path, mess
     get()
     get(loader=Images(tmp_path / "images", **change))
     assert f"differs in {reason}\n" in messages()
+
+
+def test_features_are_extracted_again_when_the_images_are_read_by_other_rules(get, tmp_path, messages):
+    get()
+    images = Images(tmp_path / "images")
+    images.dataset.rules = Rules(background=(0, 0, 0))
+    get(loader=images)
+    assert images.passes == 1 and "differs in reading\n" in messages()
 
 
 def test_images_differ_when_their_folder_has_changed(tmp_path):
