@@ -113,6 +113,12 @@ def test_finetuning_error_suggests_an_even_batch_for_mixup(refused):
     assert_names(refused(FINETUNE_MAIN, "--batch-size", 7), "DATA.BATCH_SIZE=7 is odd", "mixup", "Use 8", "AUG.MIXUP 0")
 
 
+def test_steps_of_more_batches_than_an_epoch_has_are_refused_by_every_program_that_trains(refused):
+    for script in (PRETRAIN_MAIN, FINETUNE_MAIN):
+        assert_names(refused(script, "--batch-size", 8, "--accumulation-steps", 4), "TRAIN.ACCUMULATION_STEPS=4", "3 batches",
+                     "Use at most 3")
+
+
 def test_finetuning_error_compares_the_number_of_classes(refused):
     line = refused(FINETUNE_MAIN, settings={"MODEL.NUM_CLASSES": 1000})
     assert_names(line, "MODEL.NUM_CLASSES=1000", "8 classes", "--data-path")

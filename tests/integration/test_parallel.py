@@ -183,5 +183,7 @@ def test_accumulation_resumes_with_the_weights_of_an_uninterrupted_run(train, tm
 
 
 def test_accumulation_reports_every_optimizer_step_and_none_twice(train, tmp_path):
-    folder, _ = train("pretrain", tmp_path, "--batch-size", 3, "--accumulation-steps", 3, settings={"TRAIN.EPOCHS": 1})
+    folder, text = train("pretrain", tmp_path, "--batch-size", 3, "--accumulation-steps", 3, settings={"TRAIN.EPOCHS": 1})
+    assert "3 images x 1 processes x 3 accumulation steps = 9; the last step of an epoch has 6, at the same rate" in text
+    assert "an epoch is 3 steps of 24 of the 24 images; 1 of 1 epochs are to come" in text
     assert [record["step"] for record in records(folder, "train")] == [2, 5, 7]

@@ -330,6 +330,23 @@ def test_mask_and_mask_ratio_contradict_each_other(mae, paths):
         reconstruct(mae, paths[0], mask_ratio=0.5, mask=np.zeros((4, 8)))
 
 
+@pytest.mark.parametrize("mask", [np.zeros((4, 8)), np.ones((4, 8))])
+def test_mask_of_none_or_all_patches_is_refused(mae, paths, mask):
+    with pytest.raises(ValueError, match=rf"mask hides {int(mask.sum())} of 32 patches"):
+        reconstruct(mae, paths[0], mask=mask)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 60, float("nan")])
+def test_mask_ratio_that_hides_none_or_all_is_refused_by_its_flag(mae, paths, ratio):
+    with pytest.raises(ValueError, match=rf"mask_ratio={ratio} \(--mask-ratio\).*use e\.g\. 0\.6"):
+        reconstruct(mae, paths[0], mask_ratio=ratio)
+
+
+def test_mask_ratio_that_hides_all_by_rounding_is_refused(mae, paths):
+    with pytest.raises(ValueError, match=r"DATA\.MASK_RATIO=0\.999 hides all of the"):
+        reconstruct(mae, paths[0], mask_ratio=0.999)
+
+
 def test_pretrained_model_predicts_no_classes_and_a_classifier_reconstructs_nothing(mae, swin, paths):
     with pytest.raises(ValueError, match="is a pre-training model and predicts no classes"):
         inference_model(mae, paths[0])

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from checks import check_job, check_steps
+from checks import check_job, check_steps, last_step
 from config import load_config, scaled_config
 from data.loader import check_neighbours
 from data.masks import build_mask_generator
@@ -219,6 +219,12 @@ def test_decay_of_all_of_a_weight_is_judged_by_the_rate_that_runs(world_size, re
             begin(PRETRAIN, overrides, world_size=world_size)
     else:
         begin(PRETRAIN, overrides, world_size=world_size)
+
+
+@pytest.mark.parametrize("steps, num_batches, expected", [(1, 8, 1), (3, 8, 2), (4, 8, 4), (8, 8, 8), (5, 6, 1)])
+def test_last_step_of_an_epoch_has_what_groups_leave(steps, num_batches, expected):
+    groups = [list(range(num_batches))[i:i + steps] for i in range(0, num_batches, steps)]  # as train_epoch makes them
+    assert last_step(steps, num_batches) == len(groups[-1]) == expected
 
 
 def test_a_step_that_decays_by_one_leaves_nothing_of_a_weight():

@@ -7,6 +7,7 @@ from torchvision import transforms
 
 from config import load_config, pixel_statistics
 from data.transforms import (
+    crop_size,
     eval_transform,
     finetune_transform,
     heldout_transform,
@@ -160,3 +161,20 @@ def test_thin_picture_is_not_resized_to_gigabytes(build, size, monkeypatch):
         config = tiny_config("swin", {"DATA.CROP": crop, "DATA.IMG_SIZE": [32, 64]})
         assert build(config)(Image.new("RGB", size)).shape == (3, 32, 64)
     assert max(largest) < 10 ** 6
+
+
+def test_crop_of_a_probe_has_at_least_a_pixel():
+    assert crop_size(20, 30, 1e-4, 0.0) == (1, 1)
+    assert crop_size(20, 30, 1.0, 0.0) == (20, 24)  # the side of 600 pixels is 24.5, and what does not fit is cut
+
+
+def test_reflecting_crop_of_images_as_small_as_its_border_is_refused():
+    with pytest.raises(ValueError, match=r"DATA\.IMG_SIZE=4 is too small for DATA\.CROP=src.*--opts DATA\.CROP rrc"):
+        pretrain_transform(load_config(opts=["MODEL.TYPE", "vit", "MODEL.VIT.PATCH_SIZE", 2, "DATA.IMG_SIZE", 4,
+                                             "DATA.CROP", "src"]))
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-z1", "rand-m1x", "nothing"])
+def test_policy_that_timm_does_not_know_is_one_line(policy):
+    with pytest.raises(ValueError, match=rf"AUG\.AUTO_AUGMENT='{policy}' is no policy that timm knows"):
+        finetune_transform(load_config(opts=["AUG.AUTO_AUGMENT", policy]))
