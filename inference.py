@@ -298,7 +298,8 @@ def _check_part(model, part):
             raise ValueError(f"{report.path} has no head that fits: it is for {size} classes, and MODEL.NUM_CLASSES={wanted} "
                              f"is set. Use MODEL.NUM_CLASSES {size} (--opts MODEL.NUM_CLASSES {size}), or leave it out.")
         advice = {"head.": "a fine-tuned checkpoint", "decoder.": "a full checkpoint (ckpt_epoch_N.pth)"}[part]
-        raise ValueError(f"{report.path} has no {part[:-1]} that fits: there is nothing to show. Use {advice}.")
+        advice = (part == "decoder." and report.misfit) or f"Use {advice}."
+        raise ValueError(f"{report.path} has no {part[:-1]} that fits: there is nothing to show. {advice}")
     return model
 
 

@@ -58,8 +58,8 @@ def evaluate_only(model, config, device, precision):
     else:
         report = load_pretrained(model, config.PRETRAINED, config.PRETRAINED_KEY)
         if any(name.startswith("decoder.") for name in report.missing):
-            raise ValueError(f"{config.PRETRAINED} has no decoder: without one there is no reconstruction to evaluate. "
-                             f"Use a full checkpoint (ckpt_epoch_N.pth).")
+            raise ValueError(f"{config.PRETRAINED} has no decoder that fits: without one there is no reconstruction to "
+                             f"evaluate. {report.misfit or 'Use a full checkpoint (ckpt_epoch_N.pth).'}")
     result = heldout_loss(model, loaders.val, device, precision)
     log.info("held-out loss %.4f on %d images", result["loss"], result["images"])
     record_evaluation(config, result)

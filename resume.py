@@ -23,6 +23,7 @@ from utils.checkpoint import (
     load_checkpoint,
     load_for_resume,
     load_weights,
+    misfit_of,
     moments_in,
     newest_good_checkpoint,
     read_folder,
@@ -30,6 +31,7 @@ from utils.checkpoint import (
     rewrite_state,
     save_checkpoint,
     save_folder,
+    shapes_in,
     weights_of,
 )
 from utils.classes import check_same, kept_classes
@@ -378,7 +380,7 @@ def _read_folder(job, content, advice):
     try:
         read_folder(folder, job.model.state_dict(), moments)
     except ValueError as error:
-        raise ValueError(f"{error} {advice}") from error
+        raise ValueError(f"{error} {misfit_of(job.model, shapes_in(folder))}{advice}") from error
     names = {parameter: name for name, parameter in named.items()}
     if [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups] != [
             group["params"] for group in content["optimizer_groups"]]:

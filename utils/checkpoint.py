@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import numpy as np
@@ -261,6 +262,12 @@ def load_folder(path, tensors=True, moments=True):
     return content
 
 
+def shapes_in(path):
+    """{weight: described, with its `shape`} of the model in a folder."""
+    return {name.removeprefix("model."): SimpleNamespace(shape=tuple(described.size))
+            for name, described in sharding.check_folder(path).items() if name.startswith("model.")}
+
+
 def moments_in(path):
     """{parameter: {moment: shape}} of the optimizer in a folder."""
     found = {}
@@ -335,10 +342,17 @@ def _is_numeric(value):
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype != np.longdouble
 
 
+def misfit_of(model, weights):
+    """What a model says of weights {name: anything with a shape} that are not its own: a sentence and a space, or nothing."""
+    reason = model.misfit({name: value.shape for name, value in weights.items()}) if hasattr(model, "misfit") else ""
+    return f"{reason} " if reason else ""
+
+
 def load_weights(model, content, source, advice=USE_PRETRAINED, key=""):
     """Load a checkpoint of exactly this model.
 
     Args:
+        model: nn.Module; one with a `misfit(shapes)` says itself what to change, see models/methods/method.py.
         content: from load_checkpoint.
         source: where it came from, for the message.
         advice: what to do where it does not fit, for the message.
@@ -353,6 +367,7 @@ def load_weights(model, content, source, advice=USE_PRETRAINED, key=""):
     problems = [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for kind, names in
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
     if problems:
-        raise ValueError(f"checkpoint {source} is of another model: {'; '.join(problems)}. {advice}")
+        raise ValueError(f"checkpoint {source} is of another model: {'; '.join(problems)}. "
+                         f"{misfit_of(model, weights)}{advice}")
     check_finite({name: weights[name] for name in own}, source)
     sharding.assign(model, weights)

@@ -91,6 +91,7 @@ class ConvViT(Encoder):
         self.in_chans = in_chans
         self.num_features = dim = embed_dim[2]
         self.num_layers = depths[2]
+        self.mlp_ratio = mlp_ratio[0]  # the official decoder has that of the first stage
         self.drops_tokens = num_classes == 0
         self.use_checkpoint = use_checkpoint
         self.grid = tuple(side // patch_size for side in img_size)

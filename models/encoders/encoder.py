@@ -25,6 +25,7 @@ class Encoder(nn.Module):
         drops_tokens: whether `forward_visible` exists.
         mixes_images: whether `forward_mixed` exists.
         num_prefix_tokens: tokens that stand before those of the patches there (a class token).
+        mlp_ratio: hidden width of the MLP of a block over its width; a method's decoder takes it over.
         head: nn.Linear, or nn.Identity without classes.
     """
 
@@ -36,6 +37,7 @@ class Encoder(nn.Module):
     drops_tokens = False
     mixes_images = False
     num_prefix_tokens = 0
+    mlp_ratio = 4.0
 
     def forward_map(self, images, mask=None):
         """(B, in_chans, H, W), optional mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride)."""

@@ -247,6 +247,7 @@ class SwinTransformer(Encoder):
         self.depths = tuple(depths)
         self.qk_scale = qk_scale
         self.num_layers = sum(depths)
+        self.mlp_ratio = mlp_ratio
         self.use_checkpoint = use_checkpoint
         self.grid = tuple(side // patch_size for side in img_size)
 

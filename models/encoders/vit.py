@@ -159,6 +159,7 @@ class VisionTransformer(Encoder):
         self.in_chans = in_chans
         self.num_features = embed_dim
         self.num_layers = depth
+        self.mlp_ratio = mlp_ratio
         self.use_checkpoint = use_checkpoint
         self.grid = tuple(side // patch_size for side in img_size)
 

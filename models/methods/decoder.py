@@ -5,7 +5,7 @@ from torch import nn
 from models.encoders.checks import check_sincos, fitting_heads
 from models.encoders.vit import NORM_EPS, Block
 from models.layers import LayerNorm, init_xavier, truncated_normal
-from models.position import resize_position_embedding, sincos_table
+from models.position import resize_position_embedding, sincos_table, source_grid
 from utils.settings import Setting
 
 
@@ -19,10 +19,12 @@ class PixelDecoder(nn.Module):
         patch_size, in_chans: of the images.
         num_prefix_tokens: tokens before those of the patches (class token); they take part and are dropped at the end.
         norm_eps: of all LayerNorms.
+        mlp_ratio: hidden width of the MLP over the width.
     Source: MAE (arXiv 2111.06377), section 3.
     """
 
-    def __init__(self, in_dim, dim, depth, num_heads, grid, patch_size, in_chans, num_prefix_tokens=0, norm_eps=NORM_EPS):
+    def __init__(self, in_dim, dim, depth, num_heads, grid, patch_size, in_chans, num_prefix_tokens=0, norm_eps=NORM_EPS,
+                 mlp_ratio=4.0):
         super().__init__()
         self.grid = grid
         self.patch_size = patch_size
@@ -30,7 +32,7 @@ class PixelDecoder(nn.Module):
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_prefix_tokens + grid[0] * grid[1], dim), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(dim, num_heads, key_bias=True, norm_eps=norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, key_bias=True, norm_eps=norm_eps) for _ in range(depth))
         self.norm = LayerNorm(dim, eps=norm_eps)
         self.pred = nn.Linear(dim, patch_size ** 2 * in_chans)
 
@@ -71,6 +73,25 @@ class PixelDecoder(nn.Module):
             x = block(x)
         return to_image(self.pred(self.norm(x))[:, self.num_prefix_tokens:], grid, self.patch_size)
 
+    def resize_state_dict(self, state_dict):
+        """As Encoder.resize_state_dict: the position table, another grid's."""
+        table, own = state_dict.get("pos_embed"), self.pos_embed
+        if table is None or table.shape == own.shape or table.ndim != 3 or table.shape[2] != own.shape[2]:
+            return state_dict, []
+        source = source_grid(table.shape[1] - self.num_prefix_tokens, like=self.grid)
+        table = resize_position_embedding(table, source, self.grid, self.num_prefix_tokens) if source else table
+        return {**state_dict, "pos_embed": table}, ["pos_embed"]
+
+    @staticmethod
+    def settings(shapes):
+        """{setting: value} that the shapes of a decoder's weights tell, {name: shape}; heads show in none."""
+        if not {"embed.weight", "blocks.0.mlp.fc1.weight"} <= shapes.keys():
+            return {}
+        width = shapes["embed.weight"][0]
+        depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+        return {"DECODER_EMBED_DIM": width, "DECODER_DEPTH": depth,
+                "DECODER_MLP_RATIO": round(shapes["blocks.0.mlp.fc1.weight"][0] / width, 4)}
+
     def init_module(self, name, module):
         """As Encoder.init_module."""
         init_xavier(module)
@@ -91,7 +112,7 @@ def check_decoder(section, decoder):
 
     Args:
         section: name of the settings, e.g. MODEL.MAE.
-        decoder: those settings, with DECODER_EMBED_DIM and DECODER_NUM_HEADS.
+        decoder: those settings, with DECODER_EMBED_DIM, DECODER_NUM_HEADS and DECODER_MLP_RATIO.
     Raises: ValueError.
     """
     width, heads = decoder.DECODER_EMBED_DIM, decoder.DECODER_NUM_HEADS
@@ -99,6 +120,9 @@ def check_decoder(section, decoder):
         fit = fitting_heads(heads, width)
         raise ValueError(f"{section}.DECODER_NUM_HEADS={heads} does not divide {section}.DECODER_EMBED_DIM={width}. Use e.g. "
                          f"{fit} heads.")
+    if 0 < decoder.DECODER_MLP_RATIO * width < 1:
+        raise ValueError(f"{section}.DECODER_MLP_RATIO={decoder.DECODER_MLP_RATIO} leaves an MLP without hidden channels at "
+                         f"{section}.DECODER_EMBED_DIM={width}. Use e.g. 4, or 0 for the ratio of the encoder.")
     check_sincos(f"{section}.DECODER_EMBED_DIM", width)
 
 
@@ -106,4 +130,6 @@ DECODER_SETTINGS = {
     "DECODER_EMBED_DIM": Setting(512, "+ width of the decoder", low=1, high=2 ** 16),
     "DECODER_DEPTH": Setting(8, "+ blocks of the decoder", low=1, high=1000),
     "DECODER_NUM_HEADS": Setting(16, "+ of every block of the decoder", low=1),
+    "DECODER_MLP_RATIO": Setting(0.0, "+ width of the decoder's MLP relative to its blocks'; 0 = the encoder's ratio (of "
+                                      "CONVMAE that of its first stage)", low=0, high=1000),
 }

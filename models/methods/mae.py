@@ -23,6 +23,8 @@ class MAE(Method):
         target: what is predicted, see models/methods/targets.py.
     """
 
+    section = "MODEL.MAE"
+
     def __init__(self, encoder, decoder, target=None):
         super().__init__(encoder, decoder, target)
         self._num_visible = {}  # of masks seen in training, by their grid
@@ -86,7 +88,8 @@ def build_mae(config, make_encoder):
                          f"{config.MODEL.TYPE} as it is set can't do. Use MODEL.TYPE vit with MODEL.VIT.USE_SHARED_RPB False "
                          f"and USE_RPB False (their tables are for all patches), or MODEL.METHOD simmim.")
     decoder = PixelDecoder(encoder.num_features, mae.DECODER_EMBED_DIM, mae.DECODER_DEPTH, mae.DECODER_NUM_HEADS,
-                           encoder.grid, encoder.patch_size, encoder.in_chans, encoder.num_prefix_tokens)
+                           encoder.grid, encoder.patch_size, encoder.in_chans, encoder.num_prefix_tokens,
+                           mlp_ratio=mae.DECODER_MLP_RATIO or encoder.mlp_ratio)
     target = PatchNormalizedTarget(encoder.patch_size) if mae.NORM_PIX_LOSS else PixelTarget()
     return MAE(encoder, decoder, with_low_pass(config, target, encoder.in_chans))
 

@@ -15,7 +15,12 @@ class Method(nn.Module):
         encoder: an Encoder.
         decoder: a module that turns features into pixels.
         target: what is predicted, see models/methods/targets.py.
+
+    Attributes:
+        section: of the config, that has the settings of the decoder, for messages; "" = none has.
     """
+
+    section = ""
 
     def __init__(self, encoder, decoder, target=None):
         super().__init__()
@@ -56,6 +61,30 @@ class Method(nn.Module):
     def extract_feat(self, images):
         """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
         return (self.encoder(images),)
+
+    def misfit(self, shapes):
+        """Why the decoder of a file is not this one.
+
+        Args:
+            shapes: {name: shape} of weights in the naming of this class.
+        Returns: a sentence that names the settings to change; "" where the file has no decoder, or this one.
+        """
+        theirs = {name.removeprefix("decoder."): tuple(shape) for name, shape in shapes.items() if name.startswith("decoder.")}
+        ours = {name: tuple(value.shape) for name, value in self.decoder.state_dict().items()}
+        wrong = [name for name in ours if theirs.get(name) != ours[name]] + [name for name in theirs if name not in ours]
+        if not theirs or not wrong:
+            return ""
+        if not theirs.keys() & ours.keys():
+            return f"The decoder of the file is that of another MODEL.METHOD (decoder.{next(iter(theirs))})."
+        told, here = (getattr(self.decoder, "settings", lambda shapes: {})(part) for part in (theirs, ours))
+        differing = {key: told[key] for key in told if told[key] != here.get(key)}
+        if differing:
+            has = ", ".join(f"{key}={value}" for key, value in told.items())
+            fitting = " ".join(f"{self.section}.{key} {value}" for key, value in differing.items())
+            return f"The decoder of the file has {has}: set {fitting}."
+        name = wrong[0]
+        return (f"decoder.{name} of the file is {theirs.get(name, 'missing')}, that of the model {ours.get(name, 'missing')}: "
+                f"patch size, channels and width of the encoder must be those of the file, too.")
 
     def init_module(self, name, module):
         """As Encoder.init_module, where encoder and decoder have one."""

@@ -26,6 +26,8 @@ class MixMIM(Method):
         target: what is predicted, see models/methods/targets.py.
     """
 
+    section = "MODEL.MIXMIM"
+
     def reconstruct(self, images, mask, denormalize=False):
         """Predicted pixels, (B, C, H, W), each from a mixture in which it is hidden: all of them are predicted.
 
@@ -93,7 +95,8 @@ def build_mixmim(config, make_encoder):
                          f"apart. Use MODEL.TYPE mixmim.")
     height, width = (side // (encoder.stride // encoder.patch_size) for side in encoder.grid)
     decoder = PixelDecoder(encoder.num_features, mixmim.DECODER_EMBED_DIM, mixmim.DECODER_DEPTH, mixmim.DECODER_NUM_HEADS,
-                           (height, width), encoder.stride, encoder.in_chans, norm_eps=mixmim.DECODER_NORM_EPS)
+                           (height, width), encoder.stride, encoder.in_chans, norm_eps=mixmim.DECODER_NORM_EPS,
+                           mlp_ratio=mixmim.DECODER_MLP_RATIO or encoder.mlp_ratio)
     target = PatchNormalizedTarget(encoder.stride) if mixmim.NORM_PIX_LOSS else PixelTarget()
     return MixMIM(encoder, decoder, with_low_pass(config, target, encoder.in_chans))
 

@@ -56,6 +56,7 @@ class Report:
         unexpected: not used, in the naming of our models without `encoder.`.
         notes: what a reader should not have to find out from the names.
         classes: names of the classes that the file was trained on, where it keeps them.
+        misfit: why the decoder of the file was not taken, see models.methods.method.Method.misfit.
     """
     path: str
     source: str
@@ -65,6 +66,7 @@ class Report:
     unexpected: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     classes: list = field(default_factory=list)
+    misfit: str = ""
 
     def __str__(self):
         parts = [f"{len(self.matched)} tensors matched", f"{len(self.resized)} of them resized"]
@@ -180,14 +182,28 @@ def _certain_type(weights):
 
 
 def _load_rest(model, weights, report):
-    """What a method owns beside its encoder, where it fits."""
+    """What a method owns beside its encoder; of a decoder that does not fit, nothing: half of one predicts nothing."""
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
-    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    weights = _resize_decoder(model.decoder, weights, report)
+    report.misfit = model.misfit({name: value.shape for name, value in weights.items()})
+    if report.misfit:
+        log.warning("%s has no decoder that fits, so that it starts anew. %s", report.path, report.misfit)
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape
+               and not (report.misfit and name.startswith("decoder."))}
     check_finite(fitting, report.path)
     assign(model, fitting)
     report.matched += list(fitting)
     report.missing += [name for name in own if name not in fitting]
     report.unexpected += [name for name in weights if name not in fitting]
+
+
+def _resize_decoder(decoder, weights, report):
+    if not hasattr(decoder, "resize_state_dict"):
+        return weights
+    inside = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
+    inside, resized = decoder.resize_state_dict(inside)
+    report.resized += [f"decoder.{name}" for name in resized]
+    return {**weights, **{f"decoder.{name}": value for name, value in inside.items()}}
 
 
 def _own(encoder):
