@@ -55,12 +55,12 @@ from torch import nn
 from torchvision.models import get_weight
 
 from config import pixel_statistics, with_values
-from data.folders import class_names, image_files
+from data.folders import class_names, image_files, listing
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
 from data.reading import BadImage
 from data.splits import find_splits
-from data.transforms import eval_transform, heldout_transform, pil_mode, rules_of
+from data.transforms import eval_transform, heldout_transform, mode_of, rules_of
 from models.weights import zoo
 from models.weights.heads import read_head
 from recipes import build, fit_head, load_into, open_recipe
@@ -373,13 +373,14 @@ def main(args):
     if args.list is not None:
         return print_models(args)
     check_arguments(args)
-    paths = [path for place in args.images for path in (image_files(place, "IMAGE") if os.path.isdir(place) else [place])]
     files = [place for place in args.images if not os.path.isdir(place)]
     if files:
         as_list(files)  # says which is missing, before anything is downloaded
     part = "decoder." if args.reconstruct else None if args.features else "head."
-    _check_task(open_recipe(args.model, args.task)[0], part)  # before anything is downloaded
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True)) | given(args, "PRETRAINED_KEY")
+    recipe = open_recipe(args.model, args.task, settings)[0]
+    _check_task(recipe, part)  # before anything is downloaded
+    paths = [path for place in args.images for path in _paths_of(place, mode_of(recipe.config))]
     model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
                       args.classes, **settings)
     _check_part(model, part)
@@ -405,12 +406,20 @@ def main(args):
         sys.exit(1)
 
 
+def _paths_of(place, mode):
+    """The images of a folder that a model of this mode reads, or the one file."""
+    if not os.path.isdir(place):
+        return [place]
+    with listing(mode, place):
+        return image_files(place, "IMAGE")
+
+
 def readable(paths, config):
     """The images among paths, and {path: what is wrong} of the others. Each is decoded, so that one does not cost the rest."""
     errors = {}
     for path in dict.fromkeys(paths):
         try:
-            picture_of(path, pil_mode(config), rules=rules_of(config))
+            picture_of(path, mode_of(config), rules=rules_of(config))
         except (BadImage, FileNotFoundError) as error:
             errors[path] = str(error)
     return [path for path in paths if path not in errors], errors

@@ -1,9 +1,10 @@
 """Image files on disk as samples. Every random draw of a sample is a pure function of (seed, epoch, sample index)."""
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from data.reading import DEFAULT, read_image, without_limit
+from data.channels import blank
+from data.pixels import DEFAULT
+from data.reading import read_image, without_limit
 from data.samples import Samples
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
@@ -13,8 +14,8 @@ class ImageDataset(Dataset):
 
     Args:
         samples: [(path, label), ...]; labels are whole numbers, -1 = none.
-        transform: PIL image -> tensor; may draw from the global generators.
-        mode: PIL mode the files are read in.
+        transform: image -> tensor; may draw from the global generators.
+        mode: PIL mode, or number of channels, that the files are read in.
         seed: the run's seed.
         rules: how files become pictures.
     """
@@ -48,7 +49,7 @@ class ImageDataset(Dataset):
         epoch, index, _ = whole_key(key)
         with without_limit():  # cropping looks at it, too
             if source is None:
-                picture = Image.new(self.mode, (64, 64))
+                picture = blank(self.mode)
             else:
                 picture = read_image(self.samples[source][0], self.mode, rules=self.rules)
             with seeded_globals(self.seed, AUGMENT, epoch, index):

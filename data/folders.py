@@ -2,6 +2,8 @@
 import logging
 import os
 from collections import Counter
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +16,9 @@ DATA_FLAG = "--data-path"
 VAL_FLAG = "DATA.VAL_PATH"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".tif", ".tiff",
                   ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".jp2", ".j2k", ".jpx", ".tga"}
+ARRAY_SUFFIXES = {".npy"}
+CHANNEL_SUFFIXES = ARRAY_SUFFIXES | {".tif", ".tiff"}  # of images with other channels than pictures
+_suffixes = ContextVar("suffixes", default=IMAGE_SUFFIXES)  # of what counts as an image, see `listing`
 ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tgz": "tar -xf", ".gz": "tar -xf", ".bz2": "tar -xf", ".xz": "tar -xf",
             ".7z": "7z x", ".rar": "unrar x"}
 # what systems put beside files of their users: previews, deleted files, leftovers of an archive made elsewhere
@@ -21,6 +26,28 @@ OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume i
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def listing(mode, *roots):
+    """While folders are looked into for images of a mode: which files count.
+
+    Arrays and TIFF where the mode is a number of channels that no picture has. Otherwise pictures, or arrays where there is no
+    picture below the first of `roots` that is a folder: beside pictures they are often masks or features.
+    """
+    suffixes = CHANNEL_SUFFIXES if isinstance(mode, int) else IMAGE_SUFFIXES
+    root = next((root for root in map(expanded, map(str, filter(None, roots))) if os.path.isdir(root)), None)
+    if root and not isinstance(mode, int) and not has_images(root) and any(True for _ in _walk(root, suffixes=ARRAY_SUFFIXES)):
+        suffixes = ARRAY_SUFFIXES
+    token = _suffixes.set(suffixes)
+    try:
+        yield
+    finally:
+        _suffixes.reset(token)
+
+
+def _is_image(name):
+    return os.path.splitext(name)[1].lower() in _suffixes.get()
+
 
 def image_files(root, flag=DATA_FLAG):
     """Paths (text) of all image files below a folder, sorted; links are followed.
@@ -36,7 +63,7 @@ def image_files(root, flag=DATA_FLAG):
         inside = sorted(path.name for path in _looked_into(root))
         found = f"it holds {listed(inside)}" if inside else "it is empty"
         raise ValueError(f"{shown(root)} holds no images: {found}. Expected files ending in "
-                         f"{' '.join(sorted(IMAGE_SUFFIXES))}, in the folder or below it; check {flag}.")
+                         f"{' '.join(sorted(_suffixes.get()))}, in the folder or below it; check {flag}.")
     return files
 
 
@@ -58,7 +85,7 @@ def _instead(root):
     suffix, name = root.suffix.lower(), shown(root.name)
     if root.is_file() and suffix in ARCHIVES:
         return f"is a file, not a folder: unpack the archive ({ARCHIVES[suffix]} {name}) and pass the folder that this makes"
-    if root.is_file() and suffix in IMAGE_SUFFIXES:
+    if root.is_file() and _is_image(root.name):
         return f"is a file, not a folder: pass the folder that holds the image, {shown(root.parent)}"
     if os.path.lexists(root):
         return (f"is a link to {shown(os.readlink(root))}, which does not exist" if root.is_symlink() and not root.exists()
@@ -82,7 +109,7 @@ def has_images(folder):
 
 def holds_images_itself(folder):
     """Whether there is an image file in a folder, not only below it."""
-    return any(is_data(path.name) and path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    return any(is_data(path.name) and _is_image(path.name) and not path.is_dir()
                for path in _looked_into(folder))
 
 
@@ -107,12 +134,14 @@ def _refuse(error):
     raise error
 
 
-def _walk(root, others=None):
+def _walk(root, others=None, suffixes=None):
     """Image files below a folder, one after another (millions of files: no Path objects).
 
     Args:
         others: Counter that gets the suffixes of the files that are none.
+        suffixes: of images; None = as `listing` says.
     """
+    suffixes = suffixes or _suffixes.get()
     seen = set()  # links may lead back up
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse):
         place = os.path.realpath(folder)
@@ -125,7 +154,7 @@ def _walk(root, others=None):
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in suffixes:
                 yield os.path.join(folder, name)
             elif others is not None:
                 others[suffix] += 1
@@ -201,7 +230,7 @@ def _say_unread(root, own):
             continue
         if path.is_dir():
             empty.append(path.name)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+        elif _is_image(path.name):
             loose += 1
         elif path.is_symlink() and not path.exists():
             dead.append(f"{path.name} -> {os.readlink(path)}")

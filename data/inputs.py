@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from config import encoder_config
-from data.reading import DEFAULT, BadImage, in_mode, read_image
-from data.transforms import PIL_MODES, pil_mode, rules_of
+from data.channels import array_image, picture_image
+from data.pixels import DEFAULT, PIL_MODES, in_mode
+from data.reading import BadImage, read_image
+from data.transforms import mode_of, rules_of
 from utils.names import shown
 
 KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in RGB order, a uint8 tensor (3, H, W), or a "
@@ -53,7 +55,7 @@ class Preparation:
                 raise ValueError(f"{name} is a float tensor of shape {tuple(image.shape)}, expected ({channels}, H, W), "
                                  f"normalised.")
             return image.detach().float().cpu()
-        return self.transform(picture_of(image, pil_mode(self.config), name, rules_of(self.config)))
+        return self.transform(picture_of(image, mode_of(self.config), name, rules_of(self.config)))
 
     def batches(self, images, batch_size):
         """Tensors (B, C, H, W), B up to `batch_size`.
@@ -75,11 +77,12 @@ class Preparation:
 
 
 def picture_of(image, mode, name="the image", rules=DEFAULT):
-    """A PIL image in a mode.
+    """An image in a mode: of PIL, or a tensor (C, H, W) of more channels than PIL has.
 
     Args:
-        image: one of KINDS, but no float tensor. Arrays may also be (H, W) or have 1 or 4 channels.
-        mode: PIL mode.
+        image: one of KINDS, but no float tensor. Arrays may also be (H, W) or have 1 or 4 channels, or as many as the mode;
+            these may also be uint16, or floats from 0 to 1.
+        mode: PIL mode, or a number of channels.
         name: what errors call an image that has no path.
         rules: what else a config says of files and pictures.
     Raises: FileNotFoundError; ValueError on what can't be read or is no image.
@@ -92,21 +95,25 @@ def picture_of(image, mode, name="the image", rules=DEFAULT):
     if isinstance(image, Image.Image):
         return _named(image, mode, name, rules)
     if isinstance(image, torch.Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in PIL_MODES:
+        known = [mode] if isinstance(mode, int) else list(PIL_MODES)
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in known:
             raise ValueError(f"{name} is a tensor of {image.dtype} and shape {tuple(image.shape)}, expected uint8 (C, H, W) of "
-                             f"pixels with 1, 3 or 4 channels, or float (C, H, W), normalised.")
+                             f"pixels with {' or '.join(map(str, known))} channels, or float (C, H, W), normalised.")
         image = image.permute(1, 2, 0).cpu().numpy()
+    if isinstance(image, np.ndarray) and isinstance(mode, int):
+        return _named(image, mode, name, rules)
     if isinstance(image, np.ndarray):
         return in_mode(_from_array(image, name), mode, rules)
     raise ValueError(f"{name} is {type(image).__name__}, expected {KINDS}.")
 
 
 def _named(picture, mode, name, rules):
-    """A PIL image, which may be a file that is decoded only now, in a mode; what is wrong with it is said of `name`."""
-    if not all(picture.size):
+    """A PIL image, which may be a file that is decoded only now, or an array, in a mode; errors name it."""
+    if isinstance(picture, Image.Image) and not all(picture.size):
         raise ValueError(f"{name} is a PIL image of {picture.width} x {picture.height} pixels: there is nothing to see.")
+    make = picture_image if isinstance(picture, Image.Image) else array_image
     try:
-        return in_mode(picture, mode, rules, name)
+        return make(picture, mode, rules, name)
     except (ValueError, OSError, SyntaxError) as error:
         raise BadImage(f"{name} can't be read as an image ({error}).", str(error)) from error
 

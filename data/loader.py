@@ -16,6 +16,7 @@ from data.folders import (
     VAL_FLAG,
     class_names,
     labelled_samples,
+    listing,
     require_folder,
     say_order,
     unlabelled_samples,
@@ -36,7 +37,7 @@ from data.transforms import (
     eval_transform,
     finetune_transform,
     heldout_transform,
-    pil_mode,
+    mode_of,
     pretrain_transform,
     probe_transform,
     rules_of,
@@ -79,7 +80,8 @@ def build_loader(config, is_pretrain, train=True, head=None):
     Returns: Loaders.
     Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
     """
-    return _pretrain_loaders(config, train) if is_pretrain else _finetune_loaders(config, train, head)
+    with listing(mode_of(config), config.DATA.DATA_PATH, config.DATA.VAL_PATH):
+        return _pretrain_loaders(config, train) if is_pretrain else _finetune_loaders(config, train, head)
 
 
 def mixing_is_on(config):
@@ -112,7 +114,7 @@ def _pretrain_loaders(config, train):
         raise ValueError(f"DATA.IMAGES_PER_CLASS={config.DATA.IMAGES_PER_CLASS} is for fine-tuning: pre-training reads no "
                          f"classes. Leave it at 0.")
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config, train)
-    masks, mode = build_mask_generator(config), pil_mode(config)
+    masks, mode = build_mask_generator(config), mode_of(config)
 
     def masked(samples, transform):
         return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED,
@@ -141,8 +143,9 @@ def build_probe_loaders(config, train=True, head=None):
         train: False leaves out the training data (evaluation of a head).
         head: as in build_loader.
     """
-    samples, val_samples, classes = _labelled_samples(config, train, head)
-    mode = pil_mode(config)
+    mode = mode_of(config)
+    with listing(mode, config.DATA.DATA_PATH, config.DATA.VAL_PATH):
+        samples, val_samples, classes = _labelled_samples(config, train, head)
 
     def images(samples, transform):
         return ImageDataset(samples, transform(config), mode, config.SEED, rules_of(config))
@@ -198,7 +201,7 @@ def _finetune_loaders(config, train, head):
     if train:
         check_finetuning(config)
     samples, val_samples, classes = _labelled_samples(config, train, head)
-    mode = pil_mode(config)
+    mode = mode_of(config)
     val = _eval_loader(config, ImageDataset(val_samples, eval_transform(config), mode, config.SEED, rules_of(config)))
     if not train:
         return Loaders(None, val, classes)

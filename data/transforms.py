@@ -1,4 +1,4 @@
-"""From a PIL image to a normalised tensor; the official pre-training and fine-tuning pipelines."""
+"""From an image to a normalised tensor; the official pre-training and fine-tuning pipelines."""
 import math
 from functools import partial
 
@@ -6,28 +6,46 @@ import torch
 from PIL import ImageColor, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resize
+from torchvision.transforms.functional import crop, get_image_size, resize
 
 from config import encoder_config, image_size, pixel_statistics
-from data.reading import Rules
+from data.pixels import PIL_MODES, Rules
 
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SRC_PADDING = 4  # pixels
 THINNEST = 32  # long side over short side that is still resized as a whole
 
 
-def pil_mode(config):
-    """PIL mode images are read in, by the encoder's channels. Raises ValueError where PIL has none."""
+def mode_of(config):
+    """What images are read as, by the encoder's channels: the PIL mode, or where PIL has none their number (data/channels)."""
     channels = encoder_config(config).IN_CHANS
-    if channels not in PIL_MODES:
-        raise ValueError(f"MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS={channels}: image files are read with "
-                         f"{', '.join(map(str, PIL_MODES))} channels; other data needs a dataset class "
-                         f"of its own (data/datasets.py).")
-    return PIL_MODES[channels]
+    return PIL_MODES.get(channels, channels)
+
+
+class Shares:
+    """Tensors whose values resizing brought out of [0, 1], cut to it, as pictures are."""
+
+    def __call__(self, image):
+        return image.clamp(0, 1)
+
+    def __repr__(self):
+        return "Shares()"
+
+
+def _as_tensor(config):
+    """From what is read to a float tensor in [0, 1]."""
+    return Shares() if isinstance(mode_of(config), int) else transforms.ToTensor()
+
+
+def _interpolation(config, key, name):
+    """DATA.INTERPOLATION or DATA.CROP_INTERPOLATION. Raises ValueError where it is for pictures alone and images are none."""
+    if name == "lanczos" and isinstance(mode_of(config), int):
+        raise ValueError(f"DATA.{key}=lanczos is for pictures, and images of MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS="
+                         f"{mode_of(config)} are none. Use --opts DATA.{key} bicubic.")
+    return InterpolationMode(name)
 
 
 def rules_of(config):
-    """data.reading.Rules of a config."""
+    """data.pixels.Rules of a config."""
     data = config.DATA
     if data.BACKGROUND == "mean":
         means = [round(255 * mean) for mean in pixel_statistics(config)[0]]
@@ -43,17 +61,17 @@ def pretrain_transform(config):
     Source: `rrc` with areas of 0.67 to 1, bilinear: official SimMIM; 0.2 to 1, bicubic: MAE. `src`: simple_resized_crop.
     """
     mean, std = pixel_statistics(config)
-    size, interpolation = image_size(config), InterpolationMode(config.DATA.CROP_INTERPOLATION)
+    size, interpolation = image_size(config), _interpolation(config, "CROP_INTERPOLATION", config.DATA.CROP_INTERPOLATION)
     if config.DATA.CROP == "src":
         if min(size) <= SRC_PADDING:
             raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE} is too small for DATA.CROP=src, which reflects "
                              f"{SRC_PADDING} pixels at each border. Use --opts DATA.CROP rrc, or larger images.")
-        crop = simple_resized_crop(size, interpolation)
+        cropped = simple_resized_crop(size, interpolation)
     else:
-        crop = transforms.RandomResizedCrop(size, scale=tuple(config.DATA.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
-                                            interpolation=interpolation)
+        cropped = transforms.RandomResizedCrop(size, scale=tuple(config.DATA.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
+                                               interpolation=interpolation)
     return transforms.Compose([
-        crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
+        cropped, transforms.RandomHorizontalFlip(), _as_tensor(config), transforms.Normalize(mean, std)])
 
 
 def simple_resized_crop(size, interpolation=InterpolationMode.BILINEAR):
@@ -67,12 +85,12 @@ def simple_resized_crop(size, interpolation=InterpolationMode.BILINEAR):
 
 def _not_too_thin(picture):
     """The middle of a picture that is longer than THINNEST of its short sides, which would grow to gigabytes in resizing."""
-    width, height = picture.size
+    width, height = get_image_size(picture)
     longest = THINNEST * min(width, height)
     if max(width, height) <= longest:
         return picture
     left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
-    return picture.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    return crop(picture, top, left, min(height, longest), min(width, longest))
 
 
 class ShortSide(transforms.Resize):
@@ -85,7 +103,7 @@ class ShortSide(transforms.Resize):
 def _cover(picture, size, interpolation):
     """The picture resized so that its short side fits; the long one is rounded down."""
     picture = _not_too_thin(picture)
-    (height, width), (own_width, own_height) = size, picture.size
+    (height, width), (own_width, own_height) = size, get_image_size(picture)
     if own_height * width >= own_width * height:
         height = max(height, int(width * own_height / own_width))
     else:
@@ -97,7 +115,13 @@ def finetune_transform(config):
     """timm's training pipeline. Images of at most 32 px are padded and cropped instead of resized, as official."""
     mean, std = pixel_statistics(config)
     size, aug = image_size(config), config.AUG
+    _interpolation(config, "INTERPOLATION", config.DATA.INTERPOLATION)
     policy = None if aug.AUTO_AUGMENT is None or aug.AUTO_AUGMENT.lower() == "none" else aug.AUTO_AUGMENT
+    arrays = isinstance(mode_of(config), int)
+    if arrays and (policy or aug.COLOR_JITTER):
+        raise ValueError(f"AUG.AUTO_AUGMENT={policy or 'none'} and AUG.COLOR_JITTER={aug.COLOR_JITTER:g} change the colours of "
+                         f"pictures, and images of MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS={len(mean)} have others. Use "
+                         f"--opts AUG.AUTO_AUGMENT none AUG.COLOR_JITTER 0.")
     if policy and len(mean) > 3:
         raise ValueError(f"AUG.AUTO_AUGMENT={policy} works on grey and RGB images, not on the {len(mean)} channels of MODEL."
                          f"{config.MODEL.TYPE.upper()}.IN_CHANS. Use --opts AUG.AUTO_AUGMENT none.")
@@ -107,9 +131,11 @@ def finetune_transform(config):
         raise ValueError(f"AUG.AUTO_AUGMENT={policy!r} is no policy that timm knows, e.g. rand-m9-mstd0.5-inc1, original, "
                          f"augmix-m5-w4-d2; none switches it off.") from error
     _allow_zero_bits(transform)
+    if arrays:
+        transform.transforms = [Shares() if type(step).__name__.endswith("ToTensor") else step for step in transform.transforms]
     if max(size) <= 32:
         transform.transforms[0] = transforms.Compose([
-            transforms.Resize(size, interpolation=InterpolationMode(config.DATA.INTERPOLATION)),
+            transforms.Resize(size, interpolation=_interpolation(config, "INTERPOLATION", config.DATA.INTERPOLATION)),
             transforms.RandomCrop(size, padding=4)])
     return transform
 
@@ -148,8 +174,8 @@ class SingleDrawCrop(transforms.RandomResizedCrop):
 
     @staticmethod
     def get_params(img, scale, ratio):
-        """(top, left, height, width) of a crop of a PIL image, from torch's global generator."""
-        width, height = img.size
+        """(top, left, height, width) of a crop of an image, from torch's global generator."""
+        width, height = get_image_size(img)
         share = torch.empty(1).uniform_(*scale).item()
         log_ratio = torch.empty(1).uniform_(*torch.log(torch.tensor(ratio)).tolist())
         rows, columns = crop_size(height, width, share, log_ratio)
@@ -171,23 +197,23 @@ def crop_size(height, width, share, log_ratio):
 def probe_transform(config):
     """A crop drawn once, horizontal flip, normalise: all the augmentation of MAE's linear probe."""
     mean, std = pixel_statistics(config)
-    crop = SingleDrawCrop(image_size(config), scale=tuple(config.AUG.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
-                          interpolation=InterpolationMode(config.DATA.INTERPOLATION))
+    cropped = SingleDrawCrop(image_size(config), scale=tuple(config.AUG.CROP_SCALE), ratio=(3.0 / 4.0, 4.0 / 3.0),
+                             interpolation=_interpolation(config, "INTERPOLATION", config.DATA.INTERPOLATION))
     return transforms.Compose([
-        crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
+        cropped, transforms.RandomHorizontalFlip(), _as_tensor(config), transforms.Normalize(mean, std)])
 
 
 def eval_transform(config):
     """Resize so that the size is TEST.CROP_RATIO of the short side, and crop the centre; without TEST.CROP resize only."""
     mean, std = pixel_statistics(config)
-    size, interpolation = image_size(config), InterpolationMode(config.DATA.INTERPOLATION)
+    size, interpolation = image_size(config), _interpolation(config, "INTERPOLATION", config.DATA.INTERPOLATION)
     if config.TEST.CROP and max(size) > 32:
         larger = tuple(int(side / config.TEST.CROP_RATIO) for side in size)
         shape = [ShortSide(larger[0] if size[0] == size[1] else larger, interpolation=interpolation),
                  transforms.CenterCrop(size)]
     else:
         shape = [transforms.Resize(size, interpolation=interpolation)]
-    return transforms.Compose([*shape, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    return transforms.Compose([*shape, _as_tensor(config), transforms.Normalize(mean, std)])
 
 
 def heldout_transform(config):
@@ -195,4 +221,4 @@ def heldout_transform(config):
     mean, std = pixel_statistics(config)
     size = image_size(config)
     return transforms.Compose([
-        ShortSide(max(size)), transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(mean, std)])
+        ShortSide(max(size)), transforms.CenterCrop(size), _as_tensor(config), transforms.Normalize(mean, std)])

@@ -24,6 +24,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--workers", type=positive(int), default=8, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--max-pixels", type=positive(int), metavar="N", help="as DATA.MAX_PIXELS, and its default")
     parser.add_argument("--white", type=positive(float), default=0.0, metavar="VALUE", help="as DATA.WHITE, and its default")
+    parser.add_argument("--channels", type=positive(int), default=3, metavar="N", help="as IN_CHANS (default: %(default)s)")
     parser.add_argument("--timeout", type=positive(float), default=60.0, metavar="SECONDS",
                         help="the longest that one file may take (default: %(default)s)")
     return parser.parse_args(argv)
@@ -42,8 +43,9 @@ from multiprocessing.connection import wait
 from tqdm import tqdm
 
 from data.bad_images import named, write_list
-from data.folders import image_files
-from data.reading import MAX_PIXELS, BadImage, Rules, examine
+from data.folders import image_files, listing
+from data.pixels import MAX_PIXELS, PIL_MODES, Rules
+from data.reading import BadImage, examine
 from utils.stopping import kill_children
 from utils.tables import aligned
 
@@ -53,8 +55,11 @@ def main(args):
         raise ValueError(f"--output {args.output} is a folder: name a file, e.g. {args.output / 'bad_images.txt'}.")
     if args.output and not args.output.absolute().parent.is_dir():
         raise ValueError(f"--output {args.output}: {args.output.absolute().parent} does not exist. Make it, or choose another.")
-    paths = [os.path.abspath(path) for path in image_files(args.folder, "the folder's name")]
-    kinds, bad = check(paths, args.workers, Rules(args.max_pixels or MAX_PIXELS, white=args.white), args.timeout)
+    mode = PIL_MODES.get(args.channels, args.channels)
+    with listing(mode, args.folder):
+        paths = [os.path.abspath(path) for path in image_files(args.folder, "the folder's name")]
+    rules = Rules(args.max_pixels or MAX_PIXELS, white=args.white)
+    kinds, bad = check(paths, args.workers, rules, args.timeout, mode)
     print(summary(kinds))
     print(f"{len(paths)} images, {len(bad)} can't be read" + (f": {named(bad)}" if bad else ""))
     if args.output:
@@ -64,11 +69,12 @@ def main(args):
         sys.exit(1)
 
 
-def check(paths, num_workers, rules, timeout):
+def check(paths, num_workers, rules, timeout, mode="RGB"):
     """Decode files in processes of their own.
 
     Args:
         paths: absolute.
+        rules, mode: how they are read, see data.reading.read_image.
         timeout: seconds after which a process that has not answered is killed; its file is bad.
     Returns: (Counter of (mode, width, height), {path: reason}).
     """
@@ -93,7 +99,7 @@ def check(paths, num_workers, rules, timeout):
     try:
         with tqdm(total=len(paths), unit=" images", disable=None) as progress:
             for _ in range(min(num_workers, len(paths))):
-                give_work(*_worker(rules))
+                give_work(*_worker(rules, mode))
             while busy:
                 oldest = min(since for _, _, since in busy.values())
                 for connection in wait(list(busy), timeout=max(oldest + timeout - time.monotonic(), 0)):
@@ -103,29 +109,29 @@ def check(paths, num_workers, rules, timeout):
                     except EOFError:
                         process.join()
                         done(path, f"the process that read it ended with code {process.exitcode}")
-                        connection, process = _worker(rules)
+                        connection, process = _worker(rules, mode)
                     give_work(connection, process)
                 late = [one for one, (_, _, since) in busy.items() if since + timeout < time.monotonic() and not one.poll()]
                 for connection in late:
                     process, path, _ = busy.pop(connection)
                     process.kill()
                     done(path, f"not read after {timeout:g} seconds")
-                    give_work(*_worker(rules))
+                    give_work(*_worker(rules, mode))
     finally:
         kill_children()
     return kinds, bad
 
 
-def _worker(rules):
+def _worker(rules, mode):
     """A new process that decodes what it is sent: (connection, process)."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_decode_all, args=(theirs, rules), daemon=True)
+    process = multiprocessing.Process(target=_decode_all, args=(theirs, rules, mode), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
     return ours, process
 
 
-def _decode_all(connection, rules):
+def _decode_all(connection, rules, mode):
     """Answer each path that comes, until None does, or nobody is left to send one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends all
     parent = os.getppid()
@@ -134,15 +140,15 @@ def _decode_all(connection, rules):
             path = connection.recv()
             if path is None:
                 return
-            connection.send(decode(path, rules))
+            connection.send(decode(path, rules, mode))
 
 
-def decode(path, rules):
+def decode(path, rules, mode="RGB"):
     """(mode, width, height) of an image file; or as text why training can't read it; or the OSError that this machine is at
     its end.
     """
     try:
-        return examine(path, rules=rules)
+        return examine(path, mode, rules)
     except BadImage as error:
         return error.reason
     except OSError as error:

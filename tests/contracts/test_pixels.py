@@ -16,8 +16,9 @@ from config import load_config, pixel_statistics
 from data import build_loader
 from data.inputs import Preparation, picture_of
 from data.loader import build_probe_loaders
-from data.reading import BadImage, Rules, read_image
-from data.transforms import eval_transform, heldout_transform, pil_mode, rules_of
+from data.pixels import Rules
+from data.reading import BadImage, read_image
+from data.transforms import eval_transform, heldout_transform, mode_of, rules_of
 
 from .tiny import make_config
 
@@ -236,7 +237,7 @@ def test_numbers_of_32_bits_above_2_to_the_31_are_light(upright):
     (tiff(32, halves("<f", np.nan, 1), sample_format=3), "no finite numbers"),
     (tiff(32, halves("<f", -1, 1), sample_format=3), "pixels below 0, down to -1")])
 def test_pixels_that_come_out_dark_are_said_once(content, said, caplog, monkeypatch):
-    monkeypatch.setattr("data.reading._said", set())
+    monkeypatch.setattr("data.pixels._said", set())
     for _ in range(2):
         read_image(io.BytesIO(content), name="scan 7")
     assert [record.getMessage().startswith("scan 7") for record in caplog.records] == ([True] if said else [])
@@ -288,7 +289,7 @@ def test_grey_encoder_sees_the_brightness_of_colours(tmp_path):
     Image.new("RGB", (64, 32), (250, 0, 0)).save(path)
     config = make_config("vit", "no_tables", size=SIZE, channels=1)
     image = Preparation(config, eval_transform(config))(str(path))
-    assert pil_mode(config) == "L" and image.shape == (1, *SIZE)
+    assert mode_of(config) == "L" and image.shape == (1, *SIZE)
     assert abs((image * 0.5 + 0.5) * 255 - 250 * 0.299).max() < 1.5
     assert read_image(path, "L", rules=rules_of(config)).getpixel((0, 0)) in (74, 75)
 

@@ -2,12 +2,13 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data.bad_images import read_list
 from data.loader import build_loader
-from data.reading import Rules
+from data.pixels import Rules
 from tests.integration.processes import in_process
 from tools import check_data
 
@@ -46,6 +47,20 @@ def test_bad_files_of_every_kind_are_listed_as_training_takes_them(tmp_path):
     assert len(list(loader)) == 7 and loader.bad.news() == {}
 
 
+def test_images_of_more_channels_are_counted_by_their_shape(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((30, 40, 5), np.uint8))
+    np.save(tmp_path / "b.npy", np.zeros((30, 40, 6), np.uint8))
+    result = check(tmp_path, "--channels", 5)
+    assert result.code == 1 and "uint8 x 5" in result.out and "6 channels, and IN_CHANS is 5" in result.out
+
+
+def test_picture_whose_white_is_not_known_is_bad_and_costs_no_process(tmp_path):
+    Image.fromarray(np.int32([[0, 300]])).save(tmp_path / "a.tif")
+    result = check(tmp_path)
+    assert result.code == 1 and "set DATA.WHITE" in result.out
+    assert check(tmp_path, "--white", 300).code == 0
+
+
 def test_larger_pictures_than_allowed_are_bad(tmp_path):
     write_image(tmp_path / "a.png", size=(40, 30))
     assert check(tmp_path, "--max-pixels", 1200).code == 0
@@ -57,7 +72,7 @@ def test_decoder_that_crashes_or_hangs_costs_one_file_each(tmp_path, monkeypatch
     for name in ("crash", "hang", "a", "b", "c"):
         write_image(tmp_path / f"{name}.png")
 
-    def decode(path, rules):
+    def decode(path, *_):
         if path.endswith("crash.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         if path.endswith("hang.png"):

@@ -9,7 +9,7 @@ import torch
 
 from data.bad_images import BadImages
 from data.features import FeatureCache, FeatureLoader, checksum, images_checksum, parts_of, unreadable_rows
-from data.reading import DEFAULT, Rules
+from data.pixels import DEFAULT, Rules
 from data.samplers import EpochSampler, EvalSampler
 from evaluation import evaluate
 from utils.precision import build_precision

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data import reading
-from data.reading import BadImage, Rules, in_mode, read_image
+from data.pixels import Rules, in_mode
+from data.reading import BadImage, read_image
 from utils.names import shown
 
 from ..helpers import write_image
@@ -135,7 +136,7 @@ def test_memory_that_runs_out_in_decoding_is_not_the_files_fault(tmp_path, monke
     def runs_out(*_):
         raise MemoryError
 
-    monkeypatch.setattr(reading, "in_mode", runs_out)
+    monkeypatch.setattr(reading, "picture_image", runs_out)
     with pytest.raises(OSError, match="not the fault of the file"):
         read_image(write_image(tmp_path / "a.png"))
 
@@ -270,7 +271,7 @@ def test_every_mode_of_pillow_becomes_the_wanted_one(mode, wanted):
 
 
 def test_first_frame_is_taken_and_said_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("data.reading._said", set())
+    monkeypatch.setattr("data.pixels._said", set())
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with caplog.at_level("INFO"):
