@@ -1,5 +1,5 @@
 """Names that other projects give to the weights of our models: tables that models/weights/renaming.py says how to read."""
-from models.weights.renaming import MERGED, WITH_ZEROS, KeyMap
+from models.weights.renaming import FLATTENED, MERGED, WITH_ZEROS, KeyMap
 
 _QKV = ("query", "key", "value")
 
@@ -45,6 +45,40 @@ SWIN_TIMM = KeyMap((  # also of SwinV2; since timm 0.9 a stage begins with the m
     ("encoder.layers.{i}.downsample.{*}", "layers.{i+1}.downsample.{*}"),
     ("encoder.head.{p}", "head.fc.{p}"),
     ("encoder.{*}", "{*}"),
+))
+
+# ---- torchvision ----------------------------------------------------------------------------------------------------
+
+_TORCHVISION_SWIN = (  # features: the patches, then by turns the blocks of a stage and the merging after it
+    ("decoder.{*}", None),
+    ("encoder.mask_token", None),
+    ("encoder.{*}.attn_mask", None),
+    ("encoder.patch_embed.proj.{p}", "features.0.0.{p}"),
+    ("encoder.patch_embed.norm.{p}", "features.0.2.{p}"),
+    *_block("encoder.layers.{i}.blocks.{i}", "features.{2i+1}.{i}", ("norm1", "attn.proj", "norm2", "mlp.0", "mlp.3")),
+    ("encoder.layers.{i}.blocks.{i}.attn.relative_position_index", "features.{2i+1}.{i}.attn.relative_position_index",
+     FLATTENED),
+    ("encoder.layers.{i}.blocks.{i}.attn.{*}", "features.{2i+1}.{i}.attn.{*}"),
+    ("encoder.layers.{i}.downsample.{*}", "features.{2i+2}.{*}"),
+    ("encoder.norm.{p}", "norm.{p}"),
+    ("encoder.head.{p}", "head.{p}"),
+)
+SWIN_TORCHVISION = KeyMap(_TORCHVISION_SWIN)
+SWINV2_TORCHVISION = KeyMap(_TORCHVISION_SWIN, one_bias=True)
+
+_TORCHVISION_LAYER = "encoder.layers.encoder_layer_{i}"
+VIT_TORCHVISION = KeyMap((
+    ("decoder.{*}", None),
+    ("encoder.mask_token", None),
+    ("encoder.cls_token", "class_token"),
+    ("encoder.pos_embed", "encoder.pos_embedding"),
+    ("encoder.patch_embed.proj.{p}", "conv_proj.{p}"),
+    *_block("encoder.blocks.{i}", _TORCHVISION_LAYER, ("ln_1", "self_attention.out_proj", "ln_2", "mlp.0", "mlp.3")),
+    ("encoder.blocks.{i}.attn.qkv.{p}", f"{_TORCHVISION_LAYER}.self_attention.in_proj_{{p}}"),
+    ("encoder.blocks.{i}.mlp.fc1.{p}", f"{_TORCHVISION_LAYER}.mlp.linear_1.{{p}}"),  # of its released files
+    ("encoder.blocks.{i}.mlp.fc2.{p}", f"{_TORCHVISION_LAYER}.mlp.linear_2.{{p}}"),
+    ("encoder.norm.{p}", "encoder.ln.{p}"),
+    ("encoder.head.{p}", "heads.head.{p}"),
 ))
 
 # ---- transformers ---------------------------------------------------------------------------------------------------
@@ -176,18 +210,38 @@ MAE_MMSEGMENTATION = KeyMap((  # the backbone MAE there, which stands at the roo
     *_MM_VIT,
 ), "backbone.")
 
-SWIN_MMPRETRAIN = KeyMap((  # four stages: norm3 is the norm of the fourth
+_MM_SWIN_BLOCK = ("norm1", "attn.w_msa.proj", "norm2", "ffn.layers.0.0", "ffn.layers.1")
+_MM_SWIN = (  # four stages: norm3 is the norm of the fourth
     ("encoder.{*}.attn_mask", None),
-    ("encoder.mask_token", "backbone.mask_token"),
     ("encoder.patch_embed.proj.{p}", "backbone.patch_embed.projection.{p}"),
     ("encoder.patch_embed.norm.{p}", "backbone.patch_embed.norm.{p}"),
-    *_block("encoder.layers.{i}.blocks.{i}", "backbone.stages.{i}.blocks.{i}",
-            ("norm1", "attn.w_msa.proj", "norm2", "ffn.layers.0.0", "ffn.layers.1")),
+    *_block("encoder.layers.{i}.blocks.{i}", "backbone.stages.{i}.blocks.{i}", _MM_SWIN_BLOCK),
     ("encoder.layers.{i}.blocks.{i}.attn.{*}", "backbone.stages.{i}.blocks.{i}.attn.w_msa.{*}"),
-    ("encoder.layers.{i}.downsample.{*}", "backbone.stages.{i}.downsample.{*}", MERGED),
     ("encoder.norm.{p}", "backbone.norm3.{p}"),
+)
+_MM_MERGING = ("encoder.layers.{i}.downsample.{*}", "backbone.stages.{i}.downsample.{*}", MERGED)
+SWIN_MMPRETRAIN = KeyMap((
+    *_MM_SWIN,
+    _MM_MERGING,
+    ("encoder.mask_token", "backbone.mask_token"),
     ("encoder.head.{p}", "head.fc.{p}"),
     ("decoder.{*}", "neck.decoder.{*}"),
+))
+SWIN_MMSEGMENTATION = KeyMap((  # the backbone there and in mmdetection, which may stand at the root of a file
+    *_MM_SWIN,
+    _MM_MERGING,
+    ("encoder.mask_token", None),
+    ("encoder.head.{p}", None),
+    ("decoder.{*}", None),
+), "backbone.")
+SWINV2_MMPRETRAIN = KeyMap((  # a stage begins with the merging; its norm comes after it, where the four are one
+    *_MM_SWIN,
+    ("encoder.layers.{i}.blocks.{i}.norm3.{p}", "backbone.stages.{i}.blocks.{i}.norm3.{p}"),
+    ("encoder.layers.{i}.downsample.reduction.weight", "backbone.stages.{i+1}.downsample.reduction.weight", MERGED),
+    ("encoder.layers.{i}.downsample.norm.{p}", "backbone.stages.{i+1}.downsample.norm.{p}"),
+    ("encoder.mask_token", None),
+    ("encoder.head.{p}", "head.fc.{p}"),
+    ("decoder.{*}", None),
 ))
 
 MIXMIM_MMPRETRAIN = KeyMap((

@@ -16,10 +16,15 @@ from models.weights.key_maps import (
     OURS_ALONE,
     SIMMIM_VIT_TRANSFORMERS,
     SWIN_MMPRETRAIN,
+    SWIN_MMSEGMENTATION,
     SWIN_TIMM,
+    SWIN_TORCHVISION,
     SWIN_TRANSFORMERS,
+    SWINV2_MMPRETRAIN,
+    SWINV2_TORCHVISION,
     SWINV2_TRANSFORMERS,
     VIT_TIMM,
+    VIT_TORCHVISION,
 )
 from models.weights.renaming import KeyMap
 from models.weights.sources import SOURCES, encoder_type, recognised
@@ -93,6 +98,9 @@ def has_odd_windows(weights):
         window = stage and source_window(len(table), weights.get(name.replace("bias_table", "index")))
         if window:
             windows[int(stage[1])] = tuple(window)
+        stage = re.fullmatch(r"encoder\.layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table", name)  # of SwinV2
+        if stage and table.ndim == 4:
+            windows[int(stage[1])] = tuple((side + 1) // 2 for side in table.shape[1:3])
     if len(set(windows.values())) > 1 or any(height != width for height, width in windows.values()):
         sizes = ", ".join(f"{height}x{width}" for height, width in windows.values())
         return (f"the windows of its stages are {sizes}: ours shrink to a map that is smaller, there all are square and of one "
@@ -105,6 +113,31 @@ def fits_no_swin_of_mmpretrain(weights):
     if len(stages) != 4:
         return f"it has {len(stages)} stages, and the names there are known for four"
     return has_positions(weights) or has_odd_windows(weights)
+
+
+def fits_no_swin_of_torchvision(weights):
+    return fits_no_swin(weights) or has_no_biases(weights) or has_odd_windows(weights)
+
+
+def fits_no_swinv2_of_mmpretrain(weights):
+    if "encoder.patch_embed.norm.weight" not in weights:
+        return "it has no norm after the patch embedding (PATCH_NORM False), where models there always have one"
+    return has_no_biases(weights) or fits_no_swin_of_mmpretrain(weights)
+
+
+def has_no_biases(weights):
+    if not any(name.endswith((".q_bias", ".qkv.bias")) for name in weights):
+        return "it has no biases of query and value (QKV_BIAS False), which models there always have"
+    return None
+
+
+def fits_no_vit_of_torchvision(weights):
+    if "encoder.fc_norm.weight" in weights:
+        return ("it averages tokens and normalises the mean (fc_norm), and ViT there classifies the class token; timm's "
+                "VisionTransformer has both (--to timm)")
+    if "encoder.pos_embed" not in weights:
+        return "it has no absolute positions, which models there always have"
+    return has_no_biases(weights)
 
 
 def fits_no_swin_of_transformers(weights):
@@ -156,6 +189,12 @@ LAYOUTS = {
         "plain_vit": Target(VIT_TIMM, "timm: Beit(use_abs_pos_emb=True, init_values=None)"),
         "mae_vit": Target(VIT_TIMM, "timm: VisionTransformer"),
     },
+    "torchvision": {
+        "swin": Target(SWIN_TORCHVISION, "torchvision: SwinTransformer", fits_no_swin_of_torchvision),
+        "swinv2": Target(SWINV2_TORCHVISION, "torchvision: SwinTransformer(block=SwinTransformerBlockV2, "
+                                             "downsample_layer=PatchMergingV2)", fits_no_swin_of_torchvision),
+        "mae_vit": Target(VIT_TORCHVISION, "torchvision: VisionTransformer", fits_no_vit_of_torchvision),
+    },
     "transformers": {
         "swin": Target(SWIN_TRANSFORMERS, "transformers: SwinForMaskedImageModeling, SwinForImageClassification, SwinModel",
                        fits_no_swin_of_transformers),
@@ -170,13 +209,18 @@ LAYOUTS = {
     },
     "mmpretrain": {
         "swin": Target(SWIN_MMPRETRAIN, "mmpretrain: SimMIM, ImageClassifier with SwinTransformer", fits_no_swin_of_mmpretrain),
+        "swinv2": Target(SWINV2_MMPRETRAIN, "mmpretrain: ImageClassifier with SwinTransformerV2", fits_no_swinv2_of_mmpretrain),
         "relative_vit": Target(BEIT_MMPRETRAIN, "mmpretrain: BEiTViT", fits_no_beit),
         "mae_vit": Target(MAE_MMPRETRAIN, "mmpretrain: MAE, ImageClassifier with VisionTransformer"),
         "mixmim": Target(MIXMIM_MMPRETRAIN, "mmpretrain: MixMIM, ImageClassifier with MixMIMTransformer"),
     },
     "detectron2": _backbones("detectron2: ViT, of ViTDet", "detectron2: SwinTransformer"),
     "mmdetection": _backbones("mmdetection: ViT, of projects/ViTDet", "mmdetection: SwinTransformer(convert_weights=True)"),
-    "mmsegmentation": {"mae_vit": Target(MAE_MMSEGMENTATION, "mmsegmentation: backbone MAE(init_values=1.0)")},
+    "mmsegmentation": {
+        "swin": Target(SWIN_MMSEGMENTATION, "mmsegmentation, mmdetection: SwinTransformer(convert_weights=False)",
+                       fits_no_swin_of_mmpretrain),
+        "mae_vit": Target(MAE_MMSEGMENTATION, "mmsegmentation: backbone MAE(init_values=1.0)"),
+    },
 }
 
 

@@ -13,9 +13,14 @@ from models.weights.key_maps import (
     MIXMIM_MMPRETRAIN,
     SIMMIM_VIT_TRANSFORMERS,
     SWIN_MMPRETRAIN,
+    SWIN_MMSEGMENTATION,
     SWIN_TIMM,
+    SWIN_TORCHVISION,
     SWIN_TRANSFORMERS,
+    SWINV2_MMPRETRAIN,
+    SWINV2_TORCHVISION,
     SWINV2_TRANSFORMERS,
+    VIT_TORCHVISION,
 )
 
 
@@ -130,6 +135,7 @@ def has(weights, ending):
     return any(name.endswith(ending) for name in weights)
 
 
+_MM_TABLE = "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"
 _OWN = ("ours", "official")
 _DETECTION = ("detectron2", "mmdetection")  # these name a Swin, and a ViT of MAE, as their authors do
 
@@ -150,9 +156,18 @@ SOURCES = [
            MAE_TRANSFORMERS.to_ours, ("transformers",)),
     Source("mmsegmentation's MAE", lambda weights: "layers.0.ln1.weight" in weights and "layers.0.attn.qkv.bias" in weights,
            MAE_MMSEGMENTATION.to_ours, ("mmsegmentation",)),
-    Source("mmpretrain's Swin",  # its SwinV2 has names of this kind, too, but norms after the merging
-           lambda weights: "backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table" in weights,
-           SWIN_MMPRETRAIN.to_ours, ("mmpretrain",)),
+    Source("torchvision's Swin", lambda weights: "features.1.0.attn.relative_position_bias_table" in weights,
+           SWIN_TORCHVISION.to_ours, ("torchvision",)),
+    Source("torchvision's SwinV2", lambda weights: "features.1.0.attn.logit_scale" in weights,
+           SWINV2_TORCHVISION.to_ours, ("torchvision",)),
+    Source("torchvision's ViT", lambda weights: "encoder.layers.encoder_layer_0.self_attention.in_proj_weight" in weights,
+           VIT_TORCHVISION.to_ours, ("torchvision",)),
+    Source("mmpretrain's SwinV2", lambda weights: "backbone.stages.0.blocks.0.attn.w_msa.logit_scale" in weights,
+           SWINV2_MMPRETRAIN.to_ours, ("mmpretrain",)),
+    Source("mmpretrain's Swin", lambda weights: f"backbone.{_MM_TABLE}" in weights, SWIN_MMPRETRAIN.to_ours,
+           ("mmpretrain", "mmsegmentation", "mmdetection")),
+    Source("mmsegmentation's Swin", lambda weights: _MM_TABLE in weights, SWIN_MMSEGMENTATION.to_ours,
+           ("mmsegmentation", "mmdetection")),
     Source("mmpretrain's BEiT", lambda weights: "backbone.layers.0.ln1.weight" in weights
            and "backbone.layers.0.attn.qkv.bias" not in weights, BEIT_MMPRETRAIN.to_ours, ("mmpretrain",)),
     Source("mmpretrain's MAE", lambda weights: "backbone.layers.0.ln1.weight" in weights and "backbone.cls_token" in weights,

@@ -1,4 +1,4 @@
-"""The models of timm and transformers, run here, beside ours with the same weights, converted in both directions."""
+"""The models of timm, torchvision and transformers, run here, beside ours with the same weights, in both directions."""
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +65,28 @@ def timm_vit(classes, pool):
                              global_pool=pool)
 
 
+def torchvision_swin(classes, **settings):
+    from torchvision.models import SwinTransformer
+    stages = {"depths": [2, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": [2, 2], **settings}
+    model = SwinTransformer(patch_size=[4, 4], embed_dim=8, stochastic_depth_prob=0.0, num_classes=classes or 1, **stages)
+    model.head = model.head if classes else torch.nn.Identity()
+    return model
+
+
+def torchvision_swinv2(classes):
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+    return torchvision_swin(classes, depths=[2, 2], num_heads=[1, 2], window_size=[4, 4], block=SwinTransformerBlockV2,
+                            downsample_layer=PatchMergingV2)
+
+
+def torchvision_vit(classes):
+    from torchvision.models import VisionTransformer
+    model = VisionTransformer(image_size=SIZE[0], patch_size=16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=64,
+                              num_classes=classes or 1)
+    model.heads = model.heads if classes else torch.nn.Identity()
+    return model
+
+
 def hf(name, config, settings, **more):
     transformers = import_transformers()
     config = getattr(transformers, config)(image_size=SIZE[0], num_labels=CLASSES, **settings)
@@ -116,6 +138,15 @@ def timm_patches(model, images):
     return model.forward_features(images)[:, 1:].unflatten(1, (4, 4))
 
 
+def torchvision_map(model, images):
+    return model.norm(model.features(images))
+
+
+def torchvision_patches(model, images):
+    tokens = torch.cat([model.class_token.expand(len(images), -1, -1), model._process_input(images)], dim=1)
+    return model.encoder(tokens)[:, 1:].unflatten(1, (4, 4))
+
+
 def hf_logits(model, images):
     return model(images).logits
 
@@ -154,6 +185,12 @@ CASES = {  # settings of ours, whether it is pre-trained, what is compared, layo
     "mae to timm": (MAE, True, visible, "timm", lambda: timm_vit(0, "token"), timm_patches),
     "mae classifier to timm": (MAE_VIT | {"MODEL.VIT.USE_MEAN_POOLING": True}, False, logits, "timm",
                                lambda: timm_vit(CLASSES, "avg"), logits),
+    "swin to torchvision": (SWIN, True, visible, "torchvision", lambda: torchvision_swin(0), torchvision_map),
+    "swin classifier to torchvision": (SWIN, False, logits, "torchvision", lambda: torchvision_swin(CLASSES), logits),
+    "swinv2 to torchvision": (SWINV2, True, visible, "torchvision", lambda: torchvision_swinv2(0), torchvision_map),
+    "swinv2 classifier to torchvision": (SWINV2, False, logits, "torchvision", lambda: torchvision_swinv2(CLASSES), logits),
+    "mae to torchvision": (MAE, True, visible, "torchvision", lambda: torchvision_vit(0), torchvision_patches),
+    "vit classifier to torchvision": (MAE_VIT, False, logits, "torchvision", lambda: torchvision_vit(CLASSES), logits),
     "swin to transformers": (SWIN, True, reconstruction((16, 16)), "transformers",
                              lambda: hf_swin("SwinForMaskedImageModeling"), hf_reconstruction((16, 16))),
     "swin classifier to transformers": (SWIN, False, logits, "transformers", lambda: hf_swin("SwinForImageClassification"),

@@ -13,14 +13,15 @@ from .helpers import largest_difference, perturb, tiny_model
 KIND = {"swin": "swin", "swinv2": "swinv2", "vit": "relative_vit"}
 MAE = {"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_SHARED_RPB": False,
        "MODEL.VIT.INIT_VALUES": None}
-FOUR_STAGES = {"DATA.IMG_SIZE": [64, 64], "MODEL.SWIN.DEPTHS": [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
-               "DATA.MASK_PATCH_SIZE": 32}
+FOUR_STAGES = {"DATA.IMG_SIZE": [64, 64], "DATA.MASK_PATCH_SIZE": 32} | {
+    f"MODEL.{encoder}.{key}": [1, 1, 1, 1] for encoder in ("SWIN", "SWINV2") for key in ("DEPTHS", "NUM_HEADS")}
+HEADLESS = ("mmsegmentation",)  # layouts that have no classifier
 PAIRS = [(encoder, layout) for layout in LAYOUTS for encoder in KIND if KIND[encoder] in LAYOUTS[layout]]
 
 
 def settings_of(encoder):
     """A Swin of four stages, since some know no other, with windows that never shrink."""
-    return FOUR_STAGES | {"MODEL.SWIN.WINDOW_SIZE": 2} if encoder == "swin" else {}
+    return FOUR_STAGES | {f"MODEL.{encoder.upper()}.WINDOW_SIZE": 2} if encoder.startswith("swin") else {}
 
 
 def saved(model, path):
@@ -38,7 +39,7 @@ def test_model_comes_back_from_any_layout(encoder, layout, ending, is_pretrain, 
     tool.convert(there, back, "ours", layout)
     model = tiny_model(encoder, settings_of(encoder), is_pretrain=False, seed=9)
     report = load_pretrained(model, back)
-    assert set(report.missing) == ({"head.weight", "head.bias"} if is_pretrain else set())
+    assert set(report.missing) == ({"head.weight", "head.bias"} if is_pretrain or layout in HEADLESS else set())
     encoders = [(part.encoder if hasattr(part, "encoder") else part).state_dict() for part in (source, model)]
     states = [{name: value for name, value in state.items() if not name.startswith(("head.", "mask_token"))}
               for state in encoders]
@@ -115,6 +116,50 @@ def test_swin_for_detection_has_official_names_without_what_follows_from_the_siz
     assert largest_difference(there, expected) == 0
 
 
+def test_swin_has_the_names_of_mmsegmentation_and_comes_from_a_segmenter(tmp_path):
+    source = perturb(tiny_model("swin", settings_of("swin")))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "mmsegmentation")
+    there = load_checkpoint(tmp_path / "there.pth")["state_dict"]
+    block = "stages.1.blocks.0."
+    assert {name.removeprefix(block).rpartition(".")[0] for name in there if name.startswith(block)} == {
+        "norm1", "attn.w_msa", "attn.w_msa.qkv", "attn.w_msa.proj", "norm2", "ffn.layers.0.0", "ffn.layers.1"}
+    assert {"norm3.weight", "stages.0.downsample.reduction.weight", "patch_embed.projection.weight"} <= there.keys()
+    segmenter = {f"backbone.{name}": value for name, value in there.items()} | {
+        "backbone.norm1.weight": torch.ones(16), "decode_head.conv_seg.weight": torch.ones(2, 2)}
+    save_checkpoint(tmp_path / "segmenter.pth", {"state_dict": segmenter})
+    lines = tool.convert(tmp_path / "segmenter.pth", tmp_path / "back.pth", "ours", "mmsegmentation")
+    assert "backbone.norm1.weight, decode_head.conv_seg.weight" in lines[-1]
+    expected = {name: value for name, value in source.encoder.state_dict().items()
+                if name != "mask_token" and not name.endswith("attn_mask")}
+    assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.pth")), expected) == 0
+
+
+def test_swinv2_of_mmpretrain_begins_a_stage_with_the_merging(tmp_path):
+    source = perturb(tiny_model("swinv2", settings_of("swinv2"), is_pretrain=False))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "mmpretrain")
+    there = load_checkpoint(tmp_path / "there.pth")["state_dict"]
+    stage = {name.removeprefix("backbone.stages.1.") for name in there if name.startswith("backbone.stages.1.")}
+    assert {"downsample.reduction.weight", "downsample.norm.weight", "blocks.0.attn.w_msa.q_bias",
+            "blocks.0.attn.w_msa.logit_scale", "blocks.0.attn.w_msa.cpb_mlp.2.weight"} <= stage
+    assert not any(name.startswith("backbone.stages.0.downsample") for name in there)
+    norm = "downsample.norm.weight"  # after the merging: in the order of its results, which both share
+    assert torch.equal(there[f"backbone.stages.1.{norm}"], source.state_dict()[f"layers.0.{norm}"])
+    columns = there["backbone.stages.1.downsample.reduction.weight"].unflatten(1, (-1, 4))  # channel, place row by row
+    own = source.state_dict()["layers.0.downsample.reduction.weight"].unflatten(1, (4, -1))  # place column by column, channel
+    assert torch.equal(columns, own[:, [0, 2, 1, 3]].transpose(1, 2))
+
+
+def test_released_vit_of_torchvision_has_older_names_of_the_mlp(tmp_path):
+    source, model = (perturb(tiny_model("vit", MAE, is_pretrain=False), seed) for seed in (1, 2))
+    tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "torchvision")
+    older = {name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): value
+             for name, value in load_checkpoint(tmp_path / "there.pth").items()}
+    assert sum(".linear_" in name for name in older) == 4 * 3
+    save_checkpoint(tmp_path / "older.pth", older)
+    assert load_pretrained(model, tmp_path / "older.pth").missing == []
+    assert largest_difference(model.state_dict(), source.state_dict()) == 0
+
+
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_mae_without_a_bias_of_the_key_keeps_its_decoder_under_official_names(qkv_bias, tmp_path):
     source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False,
@@ -159,7 +204,15 @@ IMPOSSIBLE = {  # encoder, settings, layout, what the message says
                                                        "PATCH_NORM False"),
     "more norms in timm's SwinV2": ("swinv2", {"MODEL.SWINV2.EXTRA_NORM_EVERY": 2}, "timm", r"MODEL\.SWINV2\.EXTRA_NORM_EVERY"),
     "shrunk windows for detection": ("swin", FOUR_STAGES | {"MODEL.SWIN.WINDOW_SIZE": 4}, "mmdetection", "4x4, 2x2"),
-    "SwinV2 in mmpretrain": ("swinv2", {}, "mmpretrain", "It can be written for ours, official, timm, transformers"),
+    "SwinV2 in mmsegmentation": ("swinv2", {}, "mmsegmentation", "It can be written for ours, official, timm, torchvision"),
+    "two stages in mmpretrain's SwinV2": ("swinv2", {}, "mmpretrain", "it has 2 stages"),
+    "no biases in torchvision's Swin": ("swin", {"MODEL.SWIN.QKV_BIAS": False}, "torchvision", "QKV_BIAS False"),
+    "shrunk windows in torchvision's SwinV2": ("swinv2", FOUR_STAGES | {"MODEL.SWINV2.WINDOW_SIZE": 4}, "torchvision",
+                                               "4x4, 2x2"),
+    "mean pooling in torchvision's ViT": ("vit", MAE | {"MODEL.VIT.USE_MEAN_POOLING": True}, "torchvision",
+                                          "fc_norm.*--to timm"),
+    "no positions in torchvision's ViT": ("vit", MAE | {"MODEL.VIT.USE_SINCOS_APE": False}, "torchvision",
+                                          "no absolute positions"),
 }
 
 
@@ -175,14 +228,6 @@ def test_decoder_of_mae_with_an_encoder_without_key_bias_fits_no_model_of_transf
     source = tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False})
     with pytest.raises(ValueError, match=r"MAE's decoder, and no bias of the key .*encoder\.pth"):
         tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "transformers")
-
-
-def test_swinv2_of_mmpretrain_is_not_taken_for_a_swin():
-    stage = "backbone.stages.0.blocks.0.attn.w_msa"
-    weights = {f"{stage}.qkv.weight": torch.ones(24, 8), f"{stage}.logit_scale": torch.ones(1, 1, 1),
-               "backbone.stages.1.downsample.norm.weight": torch.ones(16)}
-    with pytest.raises(ValueError, match="holds weights of a kind that is not known"):
-        read_layout(weights, "x.pth")
 
 
 def test_existing_file_is_kept_without_force(tmp_path):
