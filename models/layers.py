@@ -157,3 +157,10 @@ def truncated_normal(tensor, std=0.02, cut=math.inf):
 def drop_path_rates(rate, depth):
     """Stochastic depth rates of the blocks: 0 for the first, rising linearly to `rate` for the last."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def refuse_script(module):
+    """What models have as `__prepare_scriptable__`, which torch.jit.script calls first. Raises: NotImplementedError."""
+    raise NotImplementedError(f"torch.jit.script can't compile a {type(module).__name__}: it is written in more Python than "
+                              f"TorchScript knows. Use torch.jit.trace(model.eval(), images), which works for images of that "
+                              f"size in any number, or tools/export.py (torch.export, ONNX).")

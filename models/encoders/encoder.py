@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.layers import refuse_script
+
 # follow from the sizes; a loader leaves them to the model
 REBUILT_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 
@@ -38,6 +40,7 @@ class Encoder(nn.Module):
     mixes_images = False
     num_prefix_tokens = 0
     mlp_ratio = 4.0
+    __prepare_scriptable__ = refuse_script
 
     def forward_map(self, images, mask=None):
         """(B, in_chans, H, W), optional mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride)."""

@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from models.layers import lift_mask
+from models.layers import lift_mask, refuse_script
 from models.methods.targets import PixelTarget
 
 
@@ -21,6 +21,7 @@ class Method(nn.Module):
     """
 
     section = ""
+    __prepare_scriptable__ = refuse_script
 
     def __init__(self, encoder, decoder, target=None):
         super().__init__()

@@ -259,3 +259,20 @@ def test_output_of_a_block_is_pooled_over_all_places(case):
             assert shape[1] * WIDTH == shape[2] * HEIGHT, f"{tuple(shape)} is no map (B, h, w, C): override pool"
         places = shape[1] - encoder.num_prefix_tokens if len(shape) == 3 else shape[1] * shape[2]
         assert torch.allclose(encoder.pool(output, "mean"), torch.full((BATCH, shape[-1]), 1 / places))
+
+
+# ---- TorchScript --------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["encoder", "classifier"])
+def test_traced_model_computes_the_same_for_other_images_in_another_number(case, kind):
+    model = getattr(case, kind).eval()
+    traced = torch.jit.trace(model, case.images[:2], check_trace=False)
+    images = case.images[:1].flip(2) * 2
+    torch.testing.assert_close(traced(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+def test_script_is_refused_with_what_works(case):
+    for model in (case.classifier, build(case.config, is_pretrain=True)):
+        with pytest.raises(NotImplementedError, match=rf"a {type(model).__name__}: .*torch\.jit\.trace.*tools/export\.py"):
+            torch.jit.script(model)
