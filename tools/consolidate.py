@@ -25,7 +25,7 @@ def parse_arguments(argv=None):
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
-from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_of
+from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_in
 
 
 def main(args):
@@ -37,7 +37,7 @@ def main(args):
         raise ValueError(f"{args.target} is named like a checkpoint of a run, which would go on from it: choose another name.")
     weights_alone = args.encoder or args.PRETRAINED_KEY or args.target.suffix == ".safetensors"
     content = load_checkpoint(args.source, moments=not weights_alone)
-    weights = weights_of(content, args.PRETRAINED_KEY or "")
+    weights = weights_in(content, args.source, args.PRETRAINED_KEY or "")
     if args.encoder:
         weights = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
         if not weights:

@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 from models.encoders.encoder import REBUILT_BUFFERS
 from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
-from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_of
+from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_in
 from utils.classes import kept_classes
 from utils.finite import check_finite
 
@@ -64,7 +64,7 @@ def convert(source, target, to, from_layout=None, force=False, key=""):
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is the file that is read: choose another name.")
     content = load_checkpoint(source, moments=False)
-    weights, classes = weights_of(content, key), kept_classes(content)
+    weights, classes = weights_in(content, source, key), kept_classes(content)
     ours, kind, unknown = read_layout(weights, source, from_layout)
     # a mask of attention may be -inf where it hides
     check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)

@@ -19,9 +19,12 @@ from utils.files import expanded, naming, process_lives, replacing, sync_folder
 from utils.finite import check_finite
 
 CHECKPOINT = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?(\.pth)?")  # the name of a folder has no ending
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # what DistributedDataParallel and torch.compile put before names
+# what DistributedDataParallel puts before names; torch.compile, FSDP and activation checkpointing put theirs anywhere
+WRAPPERS = re.compile(r"^(module\.)+|_orig_mod\.(module\.)?|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+COUNTERS = ("n_averaged",)  # beside the weights in torch.optim.swa_utils.AveragedModel
 UNFINISHED = re.compile(r"\..+\.(\d+)\.tmp")  # a file that is being written, with the number of its process
 STATE_FILE = "state.pth"  # what a folder holds beside tensors
+WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # as other projects end them
 BEST_FILE = "ckpt_best.pth"
 BEST_AVERAGE_FILE = "ckpt_best_ema.pth"
 ENCODER_FILE = "encoder.pth"
@@ -74,7 +77,7 @@ def load_checkpoint(source, moments=True):
                                 f"file.")
     content = formats.read(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected a dictionary of weights.")
+        raise ValueError(f"{path} holds {type(content).__name__}, expected a dictionary of weights. {formats.SAVE_WEIGHTS}")
     return content
 
 
@@ -239,7 +242,10 @@ def load_folder(path, tensors=True, moments=True):
     Raises: ValueError if the folder is broken.
     """
     if not (Path(path) / STATE_FILE).is_file():
-        raise ValueError(f"{path} is not a checkpoint: a folder with {STATE_FILE} was expected, as sharded runs write it.")
+        inside = sorted(found.name for found in Path(path).glob("*") if found.suffix in WEIGHT_FILES)
+        advice = f" Give one of its files: {', '.join(inside[:4])}." if inside else ""
+        raise ValueError(f"{path} is not a checkpoint: a folder with {STATE_FILE} was expected, as sharded runs write "
+                         f"it.{advice}")
     sharding.check_folder(path)
     content = load_checkpoint(Path(path) / STATE_FILE)
     digests = content.pop("digests", {})
@@ -293,8 +299,8 @@ def load_for_resume(source):
 def weights_of(content, key=""):
     """The state dict inside a checkpoint, as {name: tensor}.
 
-    Names are without what DistributedDataParallel and torch.compile add, and `rpe_mlp`, an early name of SwinV2's
-    `cpb_mlp`, is brought up to date.
+    Names are without what DistributedDataParallel, FSDP, torch.compile and activation checkpointing add, and `rpe_mlp`, an
+    early name of SwinV2's `cpb_mlp`, is brought up to date. The counter of an averaged model is left out.
 
     Args:
         content: from load_checkpoint.
@@ -303,8 +309,18 @@ def weights_of(content, key=""):
     Raises: ValueError if nothing of that key is there.
     """
     place, weights = weights_at(content, key)
-    return {WRAPPERS.sub("", str(name)).replace("_orig_mod.", "").replace(".rpe_mlp.", ".cpb_mlp."): value
-            for name, value in weights.items()}
+    return {WRAPPERS.sub("", str(name)).replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in weights.items()
+            if name not in COUNTERS}
+
+
+def weights_in(content, path, key=""):
+    """As weights_of. Raises: ValueError, also if there are none."""
+    weights = weights_of(content, key)
+    if not weights:
+        raise ValueError(f"{path} holds no weights: expected a state dict, alone or under one of "
+                         f"{', '.join(formats.WEIGHT_KEYS)}. Its entries are "
+                         f"{', '.join(map(str, list(content)[:6])) or 'none'}. {formats.SAVE_WEIGHTS}")
+    return weights
 
 
 def weights_at(content, key=""):

@@ -55,6 +55,20 @@ ARCHIVE_START = b"PK\x03\x04"  # by these bytes torch tells its archives from it
 MOST_ITEMS = 10 ** 7  # numbers, texts, tensors and containers of a checkpoint
 # of tensors, written out, may be in a file of the size 1: several names for one tensor are usual
 LARGEST_SHARE, ALWAYS_FINE = 16, 2 ** 30  # bytes
+SAVE_WEIGHTS = "Where it was made, save the weights alone: torch.save({'model': model.state_dict()}, path)."
+OTHER = "is no checkpoint: it is "  # begins what is said of files of another kind
+# what is taken for a checkpoint: how the file begins, what it is and what to do
+LOOKALIKES = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file: fetch that with git lfs pull"),
+    (b"<", "a web page, not the file: download that anew"),
+    (b"{", "JSON: of a model in several files, give these one by one"),
+    (b"\x89HDF", "HDF5, of another framework: convert it where it was made"),
+)
+PARTS_OF_OTHERS = {  # a part of an archive, and what the archive is
+    r".*/code/.*": f"a program of TorchScript. {SAVE_WEIGHTS}",
+    r"[^/]*\.npy": f"arrays of numpy.savez. {SAVE_WEIGHTS}",
+    r".*/models/.*|serialized_.*": f"a program of torch.export. {SAVE_WEIGHTS}",
+}
 WRITE_ERRORS = (RuntimeError, SafetensorError)  # how torch and safetensors report that a write failed
 
 
@@ -119,14 +133,20 @@ def _digest(weights, metadata):
 
 
 def read(path):
-    """Read a checkpoint file of either format, told by its ending, onto the CPU.
+    """Read a checkpoint file of either format, told by how it begins, onto the CPU.
 
     Returns: what was written; the weights of a safetensors file stand under `model`. A config pickled by yacs comes back as
         nested dictionaries.
     Raises: ValueError if the file is broken, or would run code if it were unpickled.
     """
     try:
-        return _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+        with open(path, "rb") as file:
+            start = file.read(32)
+        other = next((what for beginning, what in LOOKALIKES if start.lstrip().startswith(beginning)), None)
+        if other:
+            raise ValueError(f"{OTHER}{other}")
+        is_archive = start.startswith(ARCHIVE_START)
+        return _read_safetensors(path) if _begins_safetensors(start, path) else _read_torch(path, is_archive)
     except Exception as error:  # torch raises many kinds: zip, pickle, runtime, end of file
         unreachable = isinstance(error, OSError) and error.errno != errno.EINVAL  # EINVAL: a seek in a cut file
         if unreachable or isinstance(error, MemoryError):
@@ -134,14 +154,18 @@ def read(path):
         raise ValueError(f"{path} {_complaint(str(error).strip() or type(error).__name__)}") from error
 
 
-def _read_torch(path):
-    with open(path, "rb") as file:
-        is_archive = file.read(len(ARCHIVE_START)) == ARCHIVE_START
+def _begins_safetensors(start, path):
+    """By eight bytes with the length of a table in JSON; by the ending of the name where it is cut before, or no format."""
+    return start[8:9] == b"{" or (is_safetensors(path) and not start.startswith(ARCHIVE_START))
+
+
+def _read_torch(path, is_archive):
     if is_archive:
         _check_archive(path)
     with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it fails then, and we say so
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # by a path that ends in .safetensors, newer versions would take it for one
+            content = torch.load(file, map_location="cpu", weights_only=True)
     _check_content(content, os.path.getsize(path))
     if not is_archive:
         _warn_of_old_format(path)
@@ -183,6 +207,10 @@ def _held(item):
 def _check_archive(path):
     """Look at the checksums of an archive, which torch writes but does not look at; first at what would take for ever."""
     with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        other = next((what for part, what in PARTS_OF_OTHERS.items() if any(re.fullmatch(part, name) for name in names)), None)
+        if other:
+            raise ValueError(f"{OTHER}{other}")
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
                 raise ValueError(f"its part {part.filename} is compressed, as torch.save never does")
@@ -216,8 +244,9 @@ def _complaint(text):
     """What is wrong with a file, from what torch or safetensors say about it."""
     forbidden = FORBIDDEN.search(text)
     if forbidden:
-        return (f"holds {forbidden[1]}, which is code, not data: refused, nothing was run. Where the file was made, save the "
-                f"weights alone: torch.save({{'model': model.state_dict()}}, path).")
+        return f"holds {forbidden[1]}, which is code, not data: refused, nothing was run. {SAVE_WEIGHTS}"
+    if text.startswith(OTHER):
+        return text if text.endswith(".") else f"{text}."
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Check the documentation")]
     refused = text.startswith("Weights only load failed")  # torch's first lines then advise to load it with code and all
     return (f"is not a readable checkpoint: broken, or written by something else than torch.save or safetensors; nothing of it "

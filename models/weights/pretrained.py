@@ -7,7 +7,7 @@ import torch
 
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder
 from models.weights.sources import SOURCES, Source, as_it_is, encoder_type, recognised, under_encoder
-from utils.checkpoint import load_checkpoint, other_weights, weights_at, weights_of
+from utils.checkpoint import load_checkpoint, other_weights, weights_at, weights_in
 from utils.classes import difference, kept_classes
 from utils.finite import check_finite
 from utils.formats import WEIGHT_KEYS
@@ -92,11 +92,7 @@ def load_pretrained(model, path, key="", classes=None):
         infinite values in what the model takes.
     """
     content = load_checkpoint(path, moments=False)
-    weights = weights_of(content, key)
-    if not weights:
-        raise ValueError(f"{path} holds no weights: expected a state dict, alone or under one of "
-                         f"{', '.join(WEIGHT_KEYS)}. "
-                         f"Its entries are {', '.join(map(str, list(content)[:6])) or 'none'}.")
+    weights = weights_in(content, path, key)
     encoder = model if isinstance(model, Encoder) else model.encoder
     source, weights, prefix, others = recognise(weights, encoder, path)
     report = Report(str(path), source.name, classes=kept_classes(content), unexpected=others)
@@ -142,6 +138,10 @@ def _load_encoder(encoder, weights, report):
     own = _own(encoder)
     if {_certain_type(weights), _certain_type(encoder.state_dict())} == {"swin", "mixmim"}:  # of the same names
         raise ValueError(f"{report.path} holds another encoder than this model. {_advice(weights, own)}")
+    odd = next((name for name in weights if name in own and weights[name].ndim != own[name].ndim), None)
+    if odd:
+        raise ValueError(f"{report.path} holds another encoder than this model: {odd} is {tuple(weights[odd].shape)} there, "
+                         f"{tuple(own[odd].shape)} in the model. Use a file of MODEL.TYPE as it is set.")
     weights, resized = encoder.resize_state_dict(weights)
     misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
     first = next((name for name in FIRST_KERNELS if name in misfits), None)
@@ -159,7 +159,8 @@ def _load_encoder(encoder, weights, report):
     if foreign:
         shapes = [f"{name} is {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
                   for name in misfits if name in foreign]
-        example = shapes[0] if shapes else f"for example {foreign[0]}"
+        where = "is not in the file" if foreign[0] in missing else "is not in the model"
+        example = shapes[0] if shapes else f"for example {foreign[0]} {where}"
         raise ValueError(f"{report.path} holds another encoder than this model: {len(matched)} of {len(own)} tensors match, "
                          f"{len(set(foreign))} do not ({example}). {_advice(weights, own)}")
     if "head.weight" in misfits:

@@ -69,7 +69,10 @@ class KeyMap:
     one_bias: bool = False
 
     def to_ours(self, weights):
-        """{their name: tensor} -> {our name: tensor}; names that no rule fits stay as they are."""
+        """{their name: tensor} -> {our name: tensor}; names that no rule fits stay as they are.
+
+        Raises: ValueError on tensors of shapes that a rule can't do anything with.
+        """
         if not any(name.startswith(self.backbone) for name in weights):
             weights = {f"{self.backbone}{name}": tensor for name, tensor in weights.items()}
         ours = {}
@@ -84,7 +87,12 @@ class KeyMap:
             if not all(part in weights for part in names):
                 ours[name] = tensor  # a part alone says nothing
             elif name == names[0]:
-                ours[_fill(own, found)] = operation.to_ours([weights[part] for part in names])
+                try:
+                    ours[_fill(own, found)] = operation.to_ours([weights[part] for part in names])
+                except (RuntimeError, IndexError) as error:
+                    shapes = ", ".join(f"{part} {tuple(weights[part].shape)}" for part in names)
+                    raise ValueError(f"the weights {shapes} of the file do not have the shape of what they are named "
+                                     f"after.") from error
         return _with_two_biases(ours) if self.one_bias else ours
 
     def to_theirs(self, weights):

@@ -264,6 +264,7 @@ def test_output_of_a_block_is_pooled_over_all_places(case):
 # ---- TorchScript --------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")  # newer torch prefers torch.export
 @pytest.mark.parametrize("kind", ["encoder", "classifier"])
 def test_traced_model_computes_the_same_for_other_images_in_another_number(case, kind):
     model = getattr(case, kind).eval()
@@ -272,6 +273,7 @@ def test_traced_model_computes_the_same_for_other_images_in_another_number(case,
     torch.testing.assert_close(traced(images), model(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_script_is_refused_with_what_works(case):
     for model in (case.classifier, build(case.config, is_pretrain=True)):
         with pytest.raises(NotImplementedError, match=rf"a {type(model).__name__}: .*torch\.jit\.trace.*tools/export\.py"):
