@@ -3,10 +3,13 @@
   python tools/convert.py output/simmim_pretrain/swin/encoder.pth swin.safetensors --to timm
   python tools/convert.py mae_pretrain_vit_base.pth mae.pth --to mmpretrain
   python tools/convert.py pytorch_model.safetensors ours.pth --to ours --from transformers
+  python tools/convert.py output/<run>/ckpt_best.pth swin/model.safetensors --to transformers      for from_pretrained("swin")
   python tools/convert.py --list                                layouts, and the encoders that each takes
 """
 import argparse
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
@@ -21,6 +24,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--to", metavar="LAYOUT", help="whose names the target has, see --list")
     parser.add_argument("--from", dest="from_layout", metavar="LAYOUT", help="what the file has to be; told by its names if "
                                                                              "left out")
+    parser.add_argument("--cfg", metavar="FILE", help="recipe of the model, for the config.json of transformers (default: what "
+                                                      "the checkpoint keeps)")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings of it, see config.py")
     parser.add_argument("--force", action="store_true", help="write over an existing file")
     add_ema(parser)
     parser.add_argument("--list", action="store_true", help="show layouts and the encoders that each takes")
@@ -30,14 +36,23 @@ def parse_arguments(argv=None):
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
+import torch
+
+from config import image_size, load_config, pixel_statistics
+from models import build_model
 from models.encoders.encoder import REBUILT_BUFFERS
 from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
+from models.weights.transformers_files import image_description, model_description
 from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_in
 from utils.classes import kept_classes
 from utils.finite import check_finite
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
            "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
+
+
+BESIDE = ("config.json", "preprocessor_config.json")  # what from_pretrained of transformers wants as well
+FOR_FROM_PRETRAINED = "model.safetensors"  # the name that it looks for
 
 
 def list_layouts():
@@ -58,9 +73,52 @@ def check_target(path, force):
         raise ValueError(f"{path} is named like a checkpoint of a run, which would go on from it: choose another name.")
 
 
-def convert(source, target, to, from_layout=None, force=False, key=""):
+def config_of(content, cfg, opts):
+    """The Config of a model: of a recipe, else the one that its checkpoint keeps as text, or None."""
+    if cfg or not isinstance(content.get("config"), str):
+        return load_config(cfg, opts) if cfg else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(content["config"], encoding="utf-8")
+        return load_config(path, opts)
+
+
+def check_config(config, weights):
+    """Refuse a config of another model than the weights, of our pre-training names, are of. Raises ValueError."""
+    is_pretrain = any(name.startswith("decoder.") for name in weights)
+    with torch.device("meta"):
+        model = build_model(config, is_pretrain)
+    own = {name if is_pretrain else f"encoder.{name}": value for name, value in model.state_dict().items()}
+    free = ("encoder.head.", "encoder.mask_token")
+    for name in own.keys() | weights.keys():
+        there, here = (tuple(of[name].shape) if name in of else "missing" for of in (weights, own))
+        if there != here and not name.endswith(REBUILT_BUFFERS) and not name.startswith(free):
+            raise ValueError(f"the config is of another model: {name} is {there} in the file and {here} by the config. Give "
+                             f"the recipe it was made with as --cfg, and --opts.")
+
+
+def describe_for_transformers(content, ours, target, cfg, opts, classes):
+    """Write BESIDE the target. Returns the line that says so, or why not."""
+    config = config_of(content, cfg, opts)
+    if config is None:
+        return f"{' and '.join(BESIDE)} were not written: the file keeps no settings. Give the recipe of the model as --cfg."
+    check_config(config, ours)
+    size = image_size(config)
+    for name, described in zip(BESIDE, (model_description(ours, config, size, classes),
+                                        image_description(config, size, *pixel_statistics(config))), strict=True):
+        (target.parent / name).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    calls = "" if target.name == FOR_FROM_PRETRAINED else f"; from_pretrained looks for weights in {FOR_FROM_PRETRAINED}"
+    return f"{target.parent}: {' and '.join(BESIDE)} for from_pretrained{calls}"
+
+
+def convert(source, target, to, from_layout=None, force=False, key="", cfg=None, opts=()):
     """Convert a file; see the flags, `key` is PRETRAINED_KEY. Returns the lines that say what was done."""
     check_target(target, force)
+    for path in (target.parent / name for name in BESIDE) if to == "transformers" and not force else ():
+        if path.exists():
+            raise ValueError(f"{path} exists and is not written over: choose another folder, or give --force.")
+    if to != "transformers" and (cfg or opts):
+        raise ValueError(f"--cfg and --opts are for the config.json of --to transformers: leave them out with --to {to}.")
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is the file that is read: choose another name.")
     content = load_checkpoint(source, moments=False)
@@ -70,9 +128,11 @@ def convert(source, target, to, from_layout=None, force=False, key=""):
     check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)
     theirs, dropped, model = write_layout(ours, to)
     named = {"classes": classes} if classes and (to in WRAPPED or target.suffix == ".safetensors") else {}
+    beside = ([describe_for_transformers(content, ours, target, cfg, opts, classes)] if to == "transformers" else [])
     save_checkpoint(target, {WRAPPED[to]: theirs, **named} if to in WRAPPED else {**theirs, **named})
     lines = [f"{source}: {kind.name}, {len(weights)} tensors",
-             f"{target}: {len(theirs)} tensors for {model.model}, {target.stat().st_size / 2 ** 20:.1f} MiB"]
+             f"{target}: {len(theirs)} tensors for {model.model}, {target.stat().st_size / 2 ** 20:.1f} MiB",
+             *beside]
     if classes and not named:
         lines.append(f"left out, because {target.suffix} files of {to} hold weights alone: names of {len(classes)} classes")
     for names, reason in ((dropped, "there is nothing like it there"), (unknown, "it is not known what it is")):
@@ -88,7 +148,7 @@ def main(args):
     if args.source is None or args.target is None or args.to is None:
         raise ValueError("give a file to read, a file to write and --to LAYOUT, or --list for the layouts.")
     print("\n".join(convert(args.source, args.target, args.to, args.from_layout, args.force,
-                            args.PRETRAINED_KEY or "")))
+                            args.PRETRAINED_KEY or "", args.cfg, args.opts)))
 
 
 if __name__ == "__main__":
