@@ -262,7 +262,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     if absent:
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
-    check_fixed(job.config, content, path, job.fixed)
+    check_fixed(job.config, content, path, (*job.fixed, *without_shape(job)))
     check_same(kept_classes(content), job.classes, path)
     if "folder" in content:
         _read_folder(job, content, advice)
@@ -360,6 +360,14 @@ def _compare_steps(job, content):
               f"learning rates follow, the base rate is {after * rate:.3e} now, not {before * rate:.3e}")
     log.warning("a step has %d images now (%d a batch x %d processes x %d accumulation steps), not %d (%d x %d x %d): %s",
                 after, *now.values(), before, *then.values(), effect)
+
+
+def without_shape(job):
+    """Keys of the model of a job that say what its weights mean, and that no shape of them tells."""
+    decoder = ("DECODER_NUM_HEADS", "DECODER_NORM_EPS") if job.task == "pretrain" else ()
+    sections = {name.upper() for name in (job.config.MODEL.TYPE, job.config.MODEL.METHOD)}
+    return [f"MODEL.{section}.{name}" for section in sections for name in ("NUM_HEADS", "QK_SCALE", *decoder)
+            if name in job.config.MODEL.get(section, {})]
 
 
 def check_fixed(config, content, path, keys):

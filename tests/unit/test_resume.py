@@ -2,7 +2,10 @@
 import pytest
 import torch
 
+from config import dump
 from resume import _load_optimizer
+
+from .tiny_job import fitted, make_job
 
 
 def optimizer(fused):
@@ -33,3 +36,16 @@ def test_moments_of_another_optimizer_are_refused(other):
     old = kinds[isinstance(new, torch.optim.AdamW)]([torch.nn.Parameter(torch.ones(3))])
     with pytest.raises(ValueError, match=r"another optimizer than TRAIN\.OPTIMIZER\.NAME says"):
         _load_optimizer(new, old.state_dict(), "a file")
+
+
+MAE = {"MODEL__TYPE": "vit", "MODEL__METHOD": "mae", "MODEL__VIT__USE_SHARED_RPB": False, "TRAIN__EPOCHS": 1,
+       "TRAIN__WARMUP_EPOCHS": 0}
+
+
+@pytest.mark.parametrize(("key", "value"), [("MODEL.VIT.NUM_HEADS", 6), ("MODEL.MAE.DECODER_NUM_HEADS", 8)])
+def test_other_heads_are_not_resumed_though_every_shape_fits(key, value, tmp_path):
+    job = fitted(tmp_path, **MAE)
+    assert f"{key.split('.')[-1]}:" in dump(job.config, "pretrain")
+    with pytest.raises(ValueError, match=rf"was made with {key}=\d+, not {value}: .*--pretrained"):
+        make_job(tmp_path, **MAE, **{key.replace(".", "__"): value})
+    make_job(tmp_path, **MAE)
