@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from config import differences, dump, images_per_step
-from utils import distributed, sharding
+from utils import distributed, sharding, stopping
 from utils.background import host_copy
 from utils.checkpoint import (
     AVERAGE,
@@ -154,7 +154,8 @@ def save_encoder(job):
     """Write the encoder of a finished pre-training alone, for --pretrained; all ranks must call it."""
     path = os.path.join(job.folder, ENCODER_FILE)
     if distributed.from_rank0(not job.was_finished or not os.path.exists(path)):
-        _save_weights(job, job.model.encoder, ENCODER_FILE, {"epoch": job.place.epoch - 1})
+        with stopping.saving_first():  # the run is done: a signal that comes now has nothing more to stop
+            _save_weights(job, job.model.encoder, ENCODER_FILE, {"epoch": job.place.epoch - 1})
         log.info("encoder alone, for --pretrained: %s", path)
 
 
