@@ -72,6 +72,15 @@ def main(cfg, opts):
     probe.evaluate_only(content) if config.EVAL_MODE else probe.train()
 
 
+def neighbours(ks, num_images):
+    """The numbers of neighbours that so many training images allow, or all images where none does; what is left out is said."""
+    fit = [k for k in ks if k <= num_images] or [num_images]
+    if fit != list(ks):
+        log.warning("PROBE.KNN_K=%s: there are %d training images, so %s vote", list(ks), num_images,
+                    " or ".join(map(str, fit)))
+    return fit
+
+
 class Probe:
     """A model with its images: features, training, evaluation."""
 
@@ -115,6 +124,7 @@ class Probe:
         config, records = self.config, []
         labels, bank_labels = (torch.from_numpy(loader.dataset.samples.labels)
                                for loader in (self.loaders.val, self.loaders.plain))
+        ks = neighbours(config.PROBE.KNN_K, len(bank_labels))
         for layer, bank, val in zip(self.model.layers, self.features("plain"), self.features("val"), strict=True):
             left_out, unread = set(unreadable_rows(val).tolist()), unreadable_rows(bank)
             own = np.array([i for i in self.loaders.val.sampler.indices if i not in left_out], dtype=np.int64)
@@ -122,12 +132,12 @@ class Probe:
             kept[unread] = False
             counts = count_correct(
                 torch.from_numpy(val[own]).to(self.device), labels[own].to(self.device), parts_of(bank), bank_labels[kept],
-                config.PROBE.KNN_K, config.PROBE.TEMPERATURE, len(self.loaders.classes))
+                ks, config.PROBE.TEMPERATURE, len(self.loaders.classes))
             counts = distributed.sum_over_processes(counts.to(self.device)).tolist()
             number = len(labels) - len(left_out)
             if not number or len(unread) == len(bank):
                 raise ValueError("none of the training or none of the validation images can be read: check --data-path.")
-            for k, (first, five) in zip(config.PROBE.KNN_K, counts, strict=True):
+            for k, (first, five) in zip(ks, counts, strict=True):
                 records.append({"layer": str(layer), "feature": self.model.feature, "k": k, "top1": 100 * first / number,
                                 "top5": 100 * five / number, "images": number}
                                | ({"unreadable": len(left_out)} if left_out else {}))

@@ -158,8 +158,6 @@ def build_probe_loaders(config, train=True, head=None):
     augmented = None
     if config.PROBE.AUGMENT and not config.PROBE.KNN:
         augmented = _train_loader(config, images(samples, probe_transform), config.DATA.DATA_PATH)
-    if config.PROBE.KNN:
-        check_neighbours(config, len(samples))
     plain = _eval_loader(config, images(samples, eval_transform), config.DATA.MAX_BAD_FRACTION,
                          _skipped(config, samples, config.DATA.DATA_PATH))
     return Loaders(augmented, val, classes, plain=plain)
@@ -186,15 +184,6 @@ def check_classes(classes):
     if len(classes) < 2:
         raise ValueError(f"the training data has one class, {classes[0]}: a classifier needs a folder for each of several "
                          f"classes. Check --data-path and DATA.DATASET.")
-
-
-def check_neighbours(config, num_images):
-    """Refuse to ask more neighbours than there are training images. Raises ValueError."""
-    numbers = config.PROBE.KNN_K
-    if max(numbers) > num_images:
-        fit = [k for k in numbers if k <= num_images] or [num_images]
-        raise ValueError(f"PROBE.KNN_K={numbers} asks up to {max(numbers)} neighbours of {num_images} training images. "
-                         f"Use e.g. --opts PROBE.KNN_K {str(fit).replace(' ', '')}.")
 
 
 def _finetune_loaders(config, train, head):

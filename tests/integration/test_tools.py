@@ -51,8 +51,7 @@ def test_comparison_has_a_row_for_each_method_that_there_is(tmp_path):
     out = tmp_path / "table.json"
     result = run_tool("tools/compare.py", "--output", tmp_path / "runs", "--json", out, "--opts", "DATA.DATA_PATH",
                       tmp_path / "data", "DATA.DEMO_TRAIN_PER_CLASS", 4, "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8,
-                      "DATA.NUM_WORKERS", 0, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "VIS_FREQ", 0,
-                      "PROBE.KNN_K", "[10,20]")
+                      "DATA.NUM_WORKERS", 0, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "VIS_FREQ", 0)
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.read_text())
     recipes = sorted((ROOT / "configs" / "demo").glob("*_pretrain__*.yaml"))

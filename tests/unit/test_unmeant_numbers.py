@@ -4,8 +4,8 @@ import torch
 
 from checks import check_job, check_steps, last_step
 from config import load_config, scaled_config
-from data.loader import check_neighbours
 from data.masks import build_mask_generator
+from main_linprobe import neighbours
 from models.probe import check_batch_norm
 
 from .helpers import TINY, opts_of, tiny_config
@@ -192,13 +192,10 @@ def test_mask_of_none_or_all_is_refused_whoever_draws_it(encoder, ratio, what):
         build_mask_generator(tiny_config(encoder, {"DATA.MASK_RATIO": ratio}))
 
 
-def test_more_neighbours_than_images_are_refused_with_those_that_there_are():
-    config = load_config()
-    check_neighbours(config, 100)
-    with pytest.raises(ValueError, match=r"PROBE\.KNN_K=\[10, 20, 100\] .* 99 training images.*PROBE\.KNN_K \[10,20\]\."):
-        check_neighbours(config, 99)
-    with pytest.raises(ValueError, match=r"PROBE\.KNN_K \[3\]\."):
-        check_neighbours(config, 3)
+@pytest.mark.parametrize("num_images, fit", [(100, [10, 20, 100]), (99, [10, 20]), (3, [3])])
+def test_no_more_neighbours_vote_than_there_are_images_and_that_is_said(num_images, fit, caplog):
+    assert neighbours([10, 20, 100], num_images) == fit
+    assert (f"there are {num_images} training images" in caplog.text) == (fit != [10, 20, 100])
 
 
 def test_batch_norm_of_one_image_is_refused_unless_other_processes_have_more(monkeypatch):
