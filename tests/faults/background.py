@@ -7,7 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
-from tests.integration.processes import ROOT, Result, environment, result
+from tests.integration.processes import ROOT, Result, environment, result, usual_signals
 
 NAP = 0.0005           # seconds between two looks, short beside the writing of a checkpoint
 HANGS_AFTER = 200      # seconds; a run of a second or two that takes this long hangs, however slow the machine
@@ -90,7 +90,7 @@ class Launched:
         with open(self.out, "w") as out, open(self.err, "w") as err:
             self.launcher = subprocess.Popen(
                 [sys.executable, *map(str, words)], cwd=ROOT, env=environment(**{name: value}), stdin=subprocess.DEVNULL,
-                stdout=out, stderr=err, start_new_session=True, preexec_fn=_usual_signals)
+                stdout=out, stderr=err, start_new_session=True, preexec_fn=usual_signals)
         self.seen = {self.launcher.pid}
 
     @property
@@ -140,13 +140,6 @@ class Launched:
             self.kill()
             raise AssertionError(f"{error}\n{self.err.read_text()}") from None
         return Result(self.launcher.wait(), self.out.read_text(), self.err.read_text())
-
-
-def _usual_signals():
-    """In the child: signals do what they do in a shell, also where the tests were started in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def process_table():

@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def environment(**extra):
     """Environment of a run: one thread, CPU, no colour, no launcher's traces."""
     values = {name: value for name, value in os.environ.items() if name not in UNSET}
     return values | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
+
+
+def usual_signals():
+    """In the child: signals do what they do in a shell, also where the tests were started in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def opts(settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.processes import usual_signals
 from utils.stopping import CODES
 
 REPOSITORY = Path(__file__).parents[3]
@@ -29,7 +30,7 @@ raise SystemExit(stopping.requested())
 
 def started(code):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=usual_signals)
     assert process.stdout.readline() == "ready\n"
     return process
 
