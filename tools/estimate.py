@@ -130,17 +130,27 @@ def count_model(config, is_pretrain):
     with no_memory(), AsOnCuda():
         train_mode(empty_copies(model))
         compute_loss = training_loss(config, model, is_pretrain)
-        forward, training = training_flops(compute_loss)
         whole = training_memory(model, compute_loss)
         # sharded parameters are gathered in 16 bit, so autocast need not copy them
         sharded = training_memory(empty_copies(model, mixed), compute_loss) if mixed else whole
-    batch = config.DATA.BATCH_SIZE
+    forward, training = count_flops(config, is_pretrain)
     compute = {"parameters": total, "encoder_parameters": encoder, "head_parameters": total - encoder,
-               "forward_flops": forward / batch, "forward_multiply_adds": forward / batch / 2,
-               "training_flops": training / batch}
+               "forward_flops": forward, "forward_multiply_adds": forward / 2,
+               "training_flops": training}
     return compute, {"all": parameters, "trainable": trainable, "moments": moments, "units": units,
                      "buffers": num_bytes(model.buffers()), "bytes": mixed.itemsize if mixed else FP32,
                      "activations": {"ddp": whole, "fsdp": sharded}}
+
+
+def count_flops(config, is_pretrain):
+    """FLOPs of matrix products, convolutions and attention for one image of a step: (forward, forward and backward)."""
+    with torch.device("meta"):
+        model = build_model(config, is_pretrain)
+    freeze(model, config.TRAIN.FREEZE)
+    with no_memory(), AsOnCuda():
+        train_mode(empty_copies(model))
+        counts = training_flops(training_loss(config, model, is_pretrain))
+    return tuple(count / config.DATA.BATCH_SIZE for count in counts)
 
 
 def format_of(config):

@@ -25,15 +25,19 @@ def test_benchmark_times_several_recipes_in_turn(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["recipe"] for row in rows] == [Path(DEMO.format(stage)).stem for stage in ("pretrain", "finetune")]
     assert rows[0]["ratio"] == 1.0 and all(row["images_per_second"] > 0 and row["peak_mb"] > 0 for row in rows)
+    assert all(row["share_of_peak"] > 0 and row["gflops"] > 0 for row in rows)
 
 
-def test_benchmark_times_the_attention_of_each_stage_with_one_image_and_with_two():
+def test_benchmark_times_the_attention_of_each_stage_with_one_image_and_with_two(tmp_path):
+    out = tmp_path / "figures.json"
     recipe = "configs/demo/mixmim_pretrain__mixmim_nano__img64.yaml"
-    result = run_tool("tools/benchmark.py", "mixing", "--cfg", recipe, "--rounds", 1, "--batch-size", 2)
+    result = run_tool("tools/benchmark.py", "mixing", "--cfg", recipe, "--rounds", 1, "--batch-size", 2, "--json", out)
     assert result.returncode == 0, result.stderr
-    rows = [line.split() for line in result.stdout.splitlines()[3:]]
-    assert [row[:4] for row in rows] == [["0", "16x16", "8x8", "48"], ["1", "8x8", "8x8", "96"]]
-    assert all(float(number) > 0 for row in rows for number in row[4:])
+    figures = json.loads(out.read_text())
+    assert [(row["stage"], row["map"], row["window"], row["width"]) for row in figures["rows"]] == [
+        (0, "16x16", "8x8", 48), (1, "8x8", "8x8", 96)]
+    assert all(row["one_ms"] > 0 and row["two_ms"] > 0 and row["ratio"] > 0 for row in figures["rows"])
+    assert {"device", "threads", "torch", "python", "date", "rounds"} <= figures.keys()
 
 
 def test_demo_runs_every_step_and_evaluates_to_the_same_figure(tmp_path):
