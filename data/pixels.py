@@ -1,5 +1,6 @@
 """From a PIL image of any mode to the one that is wanted, as the settings say: white, background, upright."""
 import logging
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # that images of so many channels are
 WHITE_OF = {"PNG": 65535, "PPM": 65535}  # of 32-bit numbers: Pillow reads 16 bits of these formats so
 UNSIGNED = ("I;32", "I;32N", "I;32B")  # which Pillow has in signed ones of 32 bits
 PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 262, 339, 2  # of TIFF
+CODESTREAM, DEPTH_AT = b"\xff\x4f\xff\x51", 42  # of JPEG 2000: how one begins; where the bits of its first channel stand
 _said = set()
 
 
@@ -89,7 +91,7 @@ def deep_shares(picture, rules, name):
     """
     stored = _stored(picture)
     white = _white_of(picture, stored, rules.white)
-    may_be_dark = white == 65535 and not rules.white and not _own_white(picture)
+    may_be_dark = white == 65535 and not rules.white and _own_white(picture) in (None, 65535)
     inverted = picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == 0  # Pillow turns 8 bits alone
     values = np.asarray(ImageOps.exif_transpose(picture) if rules.upright else picture)  # a copy knows nothing of the file
     if stored in UNSIGNED:
@@ -115,12 +117,39 @@ def _stored(picture):
 
 
 def _own_white(picture):
-    """The largest value as a PPM file says it, of which Pillow makes 65535 or 255; None of other files."""
+    """The largest value as a PPM or JPEG 2000 file says it, of which Pillow makes about 65535 or 255; None of other files."""
     tile = getattr(picture, "tile", None)
     if tile and picture.format == "PPM" and tile[0][0] in ("ppm", "ppm_plain"):
         described = tile[0][3]
         return described[-1] if isinstance(described, tuple) else described
+    if tile and picture.format == "JPEG2000":
+        place = picture.fp.tell()
+        bits = _bits_of_jpeg2000(picture.fp)
+        picture.fp.seek(place)
+        return bits and 2 ** bits - 1
     return None
+
+
+def _bits_of_jpeg2000(file):
+    """Bits of the first channel of a JPEG 2000 file, or None where its codestream is not found.
+
+    Source: ISO 15444-1, A.5.1 (SIZ) and I.4 (boxes).
+    """
+    start = 0
+    try:
+        while True:
+            file.seek(start)
+            header = file.read(DEPTH_AT + 1)
+            if header.startswith(CODESTREAM):
+                return (header[DEPTH_AT] & 127) + 1
+            size, kind, long_size = struct.unpack_from(">I4sQ", header)
+            inside = 16 if size == 1 else 8
+            size = long_size if size == 1 else size
+            if kind != b"jp2c" and size < inside:
+                return None
+            start += inside if kind == b"jp2c" else size
+    except (struct.error, IndexError):
+        return None
 
 
 def _white_of(picture, stored, given):
@@ -129,8 +158,10 @@ def _white_of(picture, stored, given):
     Raises: ValueError where it is not known.
     """
     own = _own_white(picture)
+    if given and own:  # a JPEG 2000 of 12 bits comes with 4 more bits of 0, a PPM stretched
+        return given * (65536 / (own + 1) if picture.format == "JPEG2000" else 65535 / own)
     if given:
-        return given * 65535 / own if own else given
+        return given
     if picture.mode == "F":
         return 1
     white = 4095 if stored == "I;12" else 65535 if picture.mode != "I" else WHITE_OF.get(picture.format)
@@ -183,6 +214,8 @@ def _check_colours(picture, stored, white, name):
     if picture.format == "TIFF" and picture.mode == "L" and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT, ()):
         raise ValueError("its pixels are signed numbers of 8 bits: store them as unsigned ones, or as .npy with DATA.WHITE")
     own = _own_white(picture)
+    if picture.format == "JPEG2000" and picture.mode == "L" and (own or 0) > 255:
+        raise ValueError("it is a JPEG 2000 of 9 bits, which Pillow reads wrong: store it with 8 or 16 bits")
     if picture.mode.startswith("I") or not (stored.endswith((";16B", ";16L", ";16N")) or (own or 0) > 255):
         return
     if white and white not in (65535, own):

@@ -110,6 +110,21 @@ def halves(kind, left, right, repeat=1):
     return struct.pack(f"{kind[0]}{64 * repeat}{kind[1]}", *[left] * 32 * repeat, *[right] * 32 * repeat)
 
 
+def jpeg2000(depth, left, right, boxed=True):
+    """A JPEG 2000 file of `depth` bits a channel, which Pillow writes with 8 or 16: values are around the middle of the range,
+    so that another depth in the header moves them.
+    """
+    Image.init()
+    if "JPEG2000" not in Image.SAVE:
+        pytest.skip("this Pillow has no JPEG 2000")
+    values = np.repeat([[left] * 32 + [right] * 32], 32, axis=0) + (1 << 15) - (1 << depth - 1)
+    content = bytearray(saved(Image.frombytes("I;16", (64, 32), values.astype("<u2").tobytes()), "JPEG2000", no_jp2=not boxed))
+    content[content.index(b"\xff\x4f\xff\x51") + 42] = depth - 1
+    if boxed:
+        content[content.index(b"ihdr") + 14] = depth - 1
+    return bytes(content)
+
+
 # ---- every mode that a format can hold ----------------------------------------------------------------------------
 
 def in_pillows_mode(mode):
@@ -201,9 +216,13 @@ def test_special_files_are_the_same_picture_in_all_programs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["16 bits.png", "16 bits.tif", "packed 12 bits.tif", "12 bits.pgm", "plain 12 bits.pgm",
-                                  "signed.tif", "unsigned 32.tif", "32.tif", "float.tif", "12 bits.ppm"])
+                                  "signed.tif", "unsigned 32.tif", "32.tif", "float.tif", "12 bits.ppm", "12 bits.jp2",
+                                  "12 bits.j2k", "16 bits.jp2"])
 def test_white_that_is_given_is_that_of_every_file(name, tmp_path):
     """Also of formats that say their own, of which Pillow has scaled the values."""
+    if name.endswith(("jp2", "j2k")):
+        content = jpeg2000(int(name[:2]), 3212, 964, boxed=name.endswith("jp2"))
+        return assert_all_see(tmp_path, place(tmp_path, name, content), 200, 60, WHITE=4095.0)
     content = {"16 bits.png": png(16, 0, halves(">H", 3212, 964)), "16 bits.tif": tiff(16, halves("<H", 3212, 964)),
                "signed.tif": tiff(16, halves("<h", 3212, 964), sample_format=2),
                "unsigned 32.tif": tiff(32, halves("<I", 3212, 964)),
@@ -223,6 +242,24 @@ def test_what_can_not_be_read_right_is_refused_by_name(name, content, white, sai
         read_image(path, rules=Rules(white=white))
 
 
+@pytest.mark.parametrize("boxed", [True, False])
+@pytest.mark.parametrize("depth", [10, 12, 14, 16])
+def test_bits_of_jpeg_2000_are_as_its_header_says(depth, boxed):
+    top = 2 ** depth - 1
+    pixels = np.asarray(read_image(io.BytesIO(jpeg2000(depth, top * LEFT // 255, top * RIGHT // 255, boxed))))
+    assert abs(pixels[0, [0, -1], 0].astype(int) - [LEFT, RIGHT]).max() <= 1
+
+
+def test_jpeg_2000_that_pillow_reads_wrong_is_refused():
+    with pytest.raises(BadImage, match="JPEG 2000 of 9 bits"):
+        read_image(io.BytesIO(jpeg2000(9, 511, 9)))
+    colours = bytearray(saved(in_pillows_mode("RGB"), "JPEG2000"))
+    for channel in range(3):
+        colours[colours.index(b"\xff\x4f\xff\x51") + 42 + 3 * channel] = 15
+    with pytest.raises(BadImage, match="colours have 16 bits each.*DATA.WHITE=4095"):
+        read_image(io.BytesIO(bytes(colours)), rules=Rules(white=4095))
+
+
 @pytest.mark.parametrize("upright", [False, True])
 def test_numbers_of_32_bits_above_2_to_the_31_are_light(upright):
     content = tiff(32, halves("<I", 4_000_000_000, 1_000_000_000))
@@ -234,10 +271,12 @@ def test_numbers_of_32_bits_above_2_to_the_31_are_light(upright):
     (tiff(16, halves("<H", 4095, 9)), "none is above 4095 of 65535"), (png(16, 0, halves(">H", 4095, 9)), "set DATA.WHITE"),
     (png(16, 2, halves(">H", 4095, 9, 3)), "set DATA.WHITE"), (tiff(16, halves("<H", 8300, 9)), None),
     (tiff(12, bits([400] * 64, 12)), None), (b"P5 64 32 4095\n" + halves(">H", 400, 9) * 32, None),
+    (lambda: jpeg2000(12, 400, 9), None), (lambda: jpeg2000(16, 4095, 9), "none is above 4095 of 65535"),
     (tiff(32, halves("<f", np.nan, 1), sample_format=3), "no finite numbers"),
     (tiff(32, halves("<f", -1, 1), sample_format=3), "pixels below 0, down to -1")])
 def test_pixels_that_come_out_dark_are_said_once(content, said, caplog, monkeypatch):
     monkeypatch.setattr("data.pixels._said", set())
+    content = content() if callable(content) else content
     for _ in range(2):
         read_image(io.BytesIO(content), name="scan 7")
     assert [record.getMessage().startswith("scan 7") for record in caplog.records] == ([True] if said else [])
