@@ -33,6 +33,7 @@ from models.inputs import (  # what a config says of images; from here for all a
 from models.methods import METHODS, SHARED
 from utils.cli import run
 from utils.files import expanded, write_text
+from utils.policies import problem_of_policy
 from utils.settings import (
     FINETUNE,
     JOBS,
@@ -237,7 +238,8 @@ AUG = {
     "CROP_SCALE": Setting([0.08, 1.0], "+ area of the random crop, as a share of the image", kind=PAIR, rule=_share_of_area,
                           jobs=LABELLED),
     "COLOR_JITTER": Setting(0.4, "no effect while AUTO_AUGMENT is set (timm)", low=0, high=10),
-    "AUTO_AUGMENT": Setting("rand-m9-mstd0.5-inc1", "timm's policy name, or none", optional=True),
+    "AUTO_AUGMENT": Setting("rand-m9-mstd0.5-inc1", "timm's policy name, or none", optional=True,
+                            rule=problem_of_policy),
     "REPROB": Setting(0.25, "random erasing: probability", low=0, high=1),
     "REMODE": Setting("pixel", "random erasing: what fills the hole", choices=("const", "rand", "pixel")),
     "RECOUNT": Setting(1, "random erasing: number of holes", low=1, high=100),

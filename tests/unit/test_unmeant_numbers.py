@@ -22,6 +22,7 @@ MIXMIM = {"DATA.IMG_SIZE": 64, "MODEL.METHOD": "mixmim", "MODEL.TYPE": "mixmim",
 STEP = {"TRAIN.LR_SCHEDULER.NAME": "step", "TRAIN.EPOCHS": 40, "TRAIN.WARMUP_EPOCHS": 5}
 MULTISTEP = {"TRAIN.LR_SCHEDULER.NAME": "multistep", "TRAIN.EPOCHS": 40, "TRAIN.WARMUP_EPOCHS": 5}
 SCHEDULE, MILESTONES = "TRAIN.LR_SCHEDULER.DECAY_EPOCHS", "TRAIN.LR_SCHEDULER.MULTISTEPS"
+POLICY = "AUG.AUTO_AUGMENT"
 RATE, STEPS = "TRAIN.BASE_LR", "TRAIN.ACCUMULATION_STEPS"
 
 
@@ -117,6 +118,15 @@ WRONG = [
     (FINETUNE, {"AUG.MIXUP": 0, "AUG.CUTMIX": 0, "AUG.CUTMIX_MINMAX": [0.2, 0.8], "DATA.BATCH_SIZE": 1}, "=1; Use 2", 2),
     (FINETUNE, {"AUG.CUTMIX_MINMAX": [0.8, 0.2]}, "[0.8, 0.2]; e.g. [0.2, 0.8]", [0.2, 0.8]),
     (FINETUNE, {"AUG.RECOUNT": 10 ** 6}, "=1000000; between 1 and", 3),
+    (FINETUNE, {POLICY: "rand-m9-z1"}, "'rand-m9-z1'; 'z1'; e.g. rand-m9", "rand-m9"),
+    (FINETUNE, {POLICY: "rand-magnitude9"}, "'magnitude9'; e.g. rand-m9", "rand-m9-n2"),  # timm takes the rest
+    (FINETUNE, {POLICY: "rand-m-9"}, "'m'; e.g. rand-m9", "rand-m0"),
+    (FINETUNE, {POLICY: "rand-m9-incl"}, "'incl'; e.g. rand", "rand-m9-inc1"),
+    (FINETUNE, {POLICY: "rand-m9-p5"}, "'p5'; e.g. rand", "rand-m9-p0.5"),
+    (FINETUNE, {POLICY: "rand-m9-m5"}, "says m twice; leave m5 out", "rand-m5"),
+    (FINETUNE, {POLICY: "augmix-w0"}, "'w0'; e.g. augmix-m5", "augmix-w1"),
+    (FINETUNE, {POLICY: "v0-m9"}, "'m9'; e.g. v0-mstd0.5", "v0-mstd1"),
+    (FINETUNE, {POLICY: "randaugment"}, "'randaugment'; expected rand, augmix; or none", "None"),
     (FINETUNE, {"AUG.REPROB": 25}, "=25.0; between 0 and 1", 0.25),
     (PRETRAIN, {STEPS: 101}, "=101; 100 batches; at most 100", 100),
     (PROBE, {"PROBE.KNN_K": [0, 10]}, "[0, 10]; at least 1", [1, 10]),
