@@ -59,7 +59,7 @@ from data.folders import class_names, image_files, listing
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
 from data.reading import BadImage
-from data.splits import find_splits
+from data.splits import find_splits, splits_read_as_one
 from data.transforms import eval_transform, heldout_transform, mode_of, rules_of
 from models.weights import zoo
 from models.weights.heads import read_head
@@ -411,7 +411,10 @@ def _paths_of(place, mode):
     if not os.path.isdir(place):
         return [place]
     with listing(mode, place):
-        return image_files(place, "IMAGE")
+        files, note = image_files(place, "IMAGE"), splits_read_as_one(place)
+    if note:
+        print(note, file=sys.stderr)
+    return files
 
 
 def readable(paths, config):

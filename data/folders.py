@@ -1,12 +1,12 @@
 """Folders of images: which files are read, which folders are classes, and what is said where it is not what was expected."""
 import logging
 import os
-from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 
+from data.other_files import OtherFiles
 from utils.files import expanded
 from utils.names import alike, listed, same_text, shown
 
@@ -56,14 +56,14 @@ def image_files(root, flag=DATA_FLAG):
         ValueError if it holds no image.
     """
     root = require_folder(root, flag)
-    others = Counter()
+    others = OtherFiles()
     files = sorted(_walk(root, others))
-    _say_others(root, others)
     if not files:
         inside = sorted(path.name for path in _looked_into(root))
         found = f"it holds {listed(inside)}" if inside else "it is empty"
-        raise ValueError(f"{shown(root)} holds no images: {found}. Expected files ending in "
+        raise ValueError(f"{shown(root)} holds no images: {found}.{others.advice()} Expected files ending in "
                          f"{' '.join(sorted(_suffixes.get()))}, in the folder or below it; check {flag}.")
+    others.say(root)
     return files
 
 
@@ -138,7 +138,7 @@ def _walk(root, others=None, suffixes=None):
     """Image files below a folder, one after another (millions of files: no Path objects).
 
     Args:
-        others: Counter that gets the suffixes of the files that are none.
+        others: OtherFiles that gets the files that are none.
         suffixes: of images; None = as `listing` says.
     """
     suffixes = suffixes or _suffixes.get()
@@ -157,15 +157,7 @@ def _walk(root, others=None, suffixes=None):
             if suffix in suffixes:
                 yield os.path.join(folder, name)
             elif others is not None:
-                others[suffix] += 1
-
-
-def _say_others(root, others):
-    """Say in one line which files below a folder are no images by their names."""
-    if others:
-        kinds = ", ".join(f"{count} {shown(suffix) or 'without suffix'}" for suffix, count in others.most_common(8))
-        log.info("%d other files below %s are not read: %s%s", others.total(), shown(root), kinds,
-                 ", ..." if len(others) > 8 else "")
+                others.add(folder, name, suffix)
 
 
 def unlabelled_samples(root, flag=DATA_FLAG):
@@ -211,9 +203,9 @@ def labelled_samples(root, names, flag=DATA_FLAG, owner="the training data"):
         spelled = f" (capitals and blanks count, so rename the folders: {listed(pairs, 3)})" if pairs else ""
         raise ValueError(f"{shown(root)} has class folders that {owner} has not: {listed(unknown)}{spelled}. Both need the "
                          f"same classes: there are {len(own)} here and {len(names)} there ({listed(names)}).")
-    others = Counter()
+    others = OtherFiles()
     samples = [(path, labels[same_text(name)]) for name in own for path in sorted(_walk(root / name, others))]
-    _say_others(root, others)
+    others.say(root)
     _say_unread(root, own)
     absent = sorted(set(labels) - {same_text(name) for name in own})
     if absent:

@@ -128,6 +128,19 @@ def pretraining_folder(root):
     return splits.train
 
 
+def splits_read_as_one(root):
+    """In words, that a folder has splits and all of them are read, for who reads whatever is below it; "" where it has none."""
+    try:
+        splits = find_splits(root)
+    except ValueError:  # what may be a split or a class
+        return ""
+    parts = [path for path in (splits.train, splits.val, splits.test) if path]
+    if len(parts) < 2:
+        return ""
+    return (f"{shown(splits.root)} holds {splits.names()}: the images of all of them are read. For one alone pass "
+            f"{shown(parts[1])}")
+
+
 def _also_there(splits):
     loose = holds_images_itself(splits.root)
     left = [f"{shown(name)}/" for name in splits.unread] + (["the images beside these folders"] if loose else [])

@@ -46,6 +46,7 @@ from data.bad_images import named, write_list
 from data.folders import image_files, listing
 from data.pixels import MAX_PIXELS, PIL_MODES, Rules
 from data.reading import BadImage, examine
+from data.splits import splits_read_as_one
 from utils.stopping import kill_children
 from utils.tables import aligned
 
@@ -58,6 +59,9 @@ def main(args):
     mode = PIL_MODES.get(args.channels, args.channels)
     with listing(mode, args.folder):
         paths = [os.path.abspath(path) for path in image_files(args.folder, "the folder's name")]
+        note = splits_read_as_one(args.folder)
+    if note:
+        print(note)
     rules = Rules(args.max_pixels or MAX_PIXELS, white=args.white)
     kinds, bad = check(paths, args.workers, rules, args.timeout, mode)
     print(summary(kinds))

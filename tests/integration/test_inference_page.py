@@ -249,6 +249,17 @@ def test_images_that_can_not_be_read_do_not_cost_the_others(album, monkeypatch, 
     assert "it is a named pipe" in errors[1]
 
 
+def test_splits_that_are_read_as_one_are_said_beside_the_predictions(album, monkeypatch, capsys):
+    for split, name in (("train", "a.png"), ("val", "b.png")):
+        (album / split).mkdir()
+        (album / name).rename(album / split / name)
+    for name in ("c.png", "d.png", "e\udce9.png"):
+        (album / name).unlink()
+    _, out, err = command(monkeypatch, capsys, "--model", RELEASED[0], "album", "--json")
+    assert "album holds train/, val/: the images of all of them are read. For one alone pass album/val" in err
+    assert [one["image"] for one in json.loads(out)] == ["album/train/a.png", "album/val/b.png"]
+
+
 def test_error_of_an_image_stands_beside_it_in_json(album, monkeypatch, capsys):
     code, out, _ = command(monkeypatch, capsys, "--model", RELEASED[0], "album", "--json")
     found = json.loads(out)

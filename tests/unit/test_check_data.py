@@ -47,6 +47,13 @@ def test_bad_files_of_every_kind_are_listed_as_training_takes_them(tmp_path):
     assert len(list(loader)) == 7 and loader.bad.news() == {}
 
 
+def test_splits_that_are_read_as_one_are_said(tmp_path):
+    for name in ("train/a", "val/a"):
+        write_image(tmp_path / name / "0.png")
+    assert f"{tmp_path} holds train/, val/: the images of all of them are read. For one alone" in check(tmp_path).checked().out
+    assert "are read" not in check(tmp_path / "train").checked().out
+
+
 def test_images_of_more_channels_are_counted_by_their_shape(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((30, 40, 5), np.uint8))
     np.save(tmp_path / "b.npy", np.zeros((30, 40, 6), np.uint8))

@@ -102,6 +102,35 @@ def test_validation_with_fewer_classes_says_which_it_lacks(tmp_path, caplog):
     assert "has images of 2 of 3 classes; none of: b" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["0001", "photo.jpg_large", "x.img", "b.jpeg~"])
+def test_images_without_the_name_of_one_are_said(name, tmp_path, caplog):
+    """Names alone tell what is read, as data sets have millions of files; of other files the first are looked into."""
+    draw(tmp_path, "a", "b")
+    write_image(tmp_path / "x.png").rename(tmp_path / "a" / name)
+    for other in ("README", "Makefile"):
+        (tmp_path / "a" / other).write_text("x")
+    assert len(image_files(tmp_path)) == 4
+    assert f"files below {tmp_path} are not read, but the first of them are images:" in caplog.text
+    assert "let them end in .jpg or .png" in caplog.text
+
+
+def test_pictures_of_kinds_that_are_not_read_are_said_and_other_files_are_not(tmp_path, caplog):
+    draw(tmp_path, "a", "b")
+    for name in ("phone.HEIC", "phone2.heic", "raw.NEF"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    for name in ("labels.json", "README"):
+        (tmp_path / name).write_text("{}")
+    labels(tmp_path)
+    assert "are of kinds that are not read: 2 .heic, 1 .nef. Convert them" in caplog.text and "json" not in caplog.text
+
+
+def test_folder_of_pictures_that_are_not_read_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"x")
+    write_image(tmp_path / "x.png").rename(tmp_path / "0001")
+    with pytest.raises(ValueError, match=r"holds no images: .* 1 \.heic are not read: .*1 without suffix are images: let"):
+        image_files(tmp_path)
+
+
 def test_order_of_numbers_is_said(caplog):
     with caplog.at_level("INFO"):
         say_order(["0", "1", "10", "2"])
