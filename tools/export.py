@@ -6,13 +6,16 @@
 The program takes `images`, (B, channels, height, width) float32, normalised as in training, of the recipe's DATA.IMG_SIZE. It
 gives `logits` (B, classes) or, with --features, the encoder's feature map, (B, channels, height/stride, width/stride). B is 1,
 or anything with --dynamic-batch. The written file is run on random images; it is kept only if it gives what the model gives.
+A classifier also holds the names of its classes, where the checkpoint keeps them: a JSON list, in the order of the logits.
 
-  onnx   needs pip install onnx onnxscript onnxruntime; run it with onnxruntime.InferenceSession(path)
-  torch  run it with torch.export.load(path).module()
+  onnx   needs pip install onnx onnxscript onnxruntime; run it with onnxruntime.InferenceSession(path);
+         the names are get_modelmeta().custom_metadata_map["classes"]
+  torch  run it with torch.export.load(path).module(); the names are what extra_files={"classes": ""} of load gets
 """
 import argparse
 import importlib.util
 import io
+import json
 import os
 import sys
 import tempfile
@@ -61,13 +64,14 @@ OF_PRETRAINING = ("mask_token", "stage1_output_decode.", "stage2_output_decode."
 def main(args):
     check_target(args)
     config = load_config(args.cfg, [*args.opts, *(["PRETRAINED_KEY", args.PRETRAINED_KEY] if args.PRETRAINED_KEY else [])])
-    model = load_model(config, args.weights, args.features).eval()
+    model, classes = load_model(config, args.weights, args.features)
+    model, metadata = model.eval(), {"classes": json.dumps(classes, ensure_ascii=False)} if classes else {}
     batch = 2 if args.dynamic_batch else 1  # torch.export takes a batch of one as a fact
     images = random_images(config, batch)
     with tempfile.TemporaryDirectory(dir=args.target.parent, prefix=".export_") as folder, torch.no_grad():
         path = Path(folder) / args.target.name
         write = {"onnx": write_onnx, "torch": write_torch}[args.to]
-        write(model, images, path, args)
+        write(model, images, path, args, metadata)
         difference = largest_difference(model, random_images(config, 3 if args.dynamic_batch else 1), path)
         if not difference <= args.tolerance:  # NaN is a failure, too
             raise ValueError(f"the exported program differs from the model by {difference:.1e} of its largest output, more "
@@ -77,7 +81,13 @@ def main(args):
         for part in parts:
             os.replace(part, args.target.parent / part.name)
     print(f"{args.target}: {size / 2 ** 20:.1f} MiB{' in two files' if len(parts) > 1 else ''}; differs from the model by "
-          f"{difference:.1e} of its largest output")
+          f"{difference:.1e} of its largest output" + ("" if args.features else f"; {named(classes)}"))
+
+
+def named(classes):
+    """What the file says of its classes, in words."""
+    return (f"with the names of its {len(classes)} classes" if classes else
+            "the checkpoint keeps no names of its classes, so it holds none")
 
 
 def check_target(args):
@@ -106,26 +116,28 @@ def data_of(path):
 
 
 def load_model(config, path, features):
-    """The encoder of a checkpoint, with the head of a classifier unless `features`.
+    """The encoder of a checkpoint, with the head of a classifier unless `features`, and the names of its classes, or [].
 
     Raises: ValueError if the file lacks weights that the output depends on.
     """
+    classes = []
     with torch.device("meta"):
         if features:
             model = build_encoder(config)
         else:
-            size = read_head(path, config.PRETRAINED_KEY).size
-            if size is None:
+            head = read_head(path, config.PRETRAINED_KEY)
+            if head.size is None:
                 raise ValueError(f"{path} has no classification head: pass a fine-tuned checkpoint, or --features for the "
                                  f"encoder.")
-            model = build_model(with_values(config, MODEL__NUM_CLASSES=size), is_pretrain=False)
+            classes = head.names
+            model = build_model(with_values(config, MODEL__NUM_CLASSES=head.size), is_pretrain=False)
     report = load_pretrained(materialize(model), path, config.PRETRAINED_KEY)
     print(report)
     missing = [name for name in report.missing if not name.startswith(OF_PRETRAINING)]
     if missing:
         raise ValueError(f"{path} has no weights for {', '.join(missing[:4])}, which the output depends on. Use the recipe "
                          f"that the checkpoint was made with.")
-    return model
+    return model, classes
 
 
 def random_images(config, batch):
@@ -134,18 +146,19 @@ def random_images(config, batch):
 
 # ---- formats ------------------------------------------------------------------------------------------------------
 
-def write_torch(model, images, path, args):
+def write_torch(model, images, path, args, metadata):
     program = torch.export.export(model, (images,), dynamic_shapes=batch_sizes(args))
     content = io.BytesIO()  # given a path, or a file, torch aborts the process where the disk is full
-    torch.export.save(program, content)
+    torch.export.save(program, content, extra_files=metadata)
     path.write_bytes(content.getbuffer())
 
 
-def write_onnx(model, images, path, args):
+def write_onnx(model, images, path, args, metadata):
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    torch.onnx.export(model, (images,), path, dynamo=True, opset_version=args.opset, dynamic_shapes=batch_sizes(args),
-                      input_names=["images"], output_names=["features" if args.features else "logits"],
-                      external_data=weights > LARGEST_FILE, verbose=False)
+    program = torch.onnx.export(model, (images,), dynamo=True, opset_version=args.opset, dynamic_shapes=batch_sizes(args),
+                                input_names=["images"], output_names=["features" if args.features else "logits"], verbose=False)
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=weights > LARGEST_FILE)
 
 
 def batch_sizes(args):

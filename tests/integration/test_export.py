@@ -1,5 +1,6 @@
 """tools/export.py: written programs give what the model gives, and nothing is written that does not."""
 import copy
+import json
 import resource
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from utils.cli import run
 BATCHES = (1, 5)
 
 
-def prepare(folder, name, features=False):
+NAMES = [f"class {i} \u732b" for i in range(CLASSES)]
+
+
+def prepare(folder, name, features=False, **more):
     """A recipe and a checkpoint in a folder, the model that stands in the latter, and what it gives for images."""
     config = make_config(name, next(iter(VARIANTS.get(name, ["tiny"]))))
     model = build(config, is_pretrain=False)
@@ -27,7 +31,7 @@ def prepare(folder, name, features=False):
         model = pretrained.encoder
         save_checkpoint(folder / "weights.pth", {"model": pretrained.state_dict()})
     else:
-        save_checkpoint(folder / "weights.pth", {"model": model.state_dict()})
+        save_checkpoint(folder / "weights.pth", {"model": model.state_dict(), **more})
     (folder / "recipe.yaml").write_text(config.dump(), encoding="utf-8")
     return SimpleNamespace(config=config, model=model, arguments=["--cfg", folder / "recipe.yaml", "--weights",
                                                                   folder / "weights.pth"])
@@ -69,6 +73,11 @@ def onnx_program(path):
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+def metadata_of(path):
+    import onnxruntime
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+
+
 # ---- torch.export -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -80,10 +89,13 @@ def test_features_as_torch_program_are_those_of_the_encoder(name, tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.pt2", "recipe.yaml", "weights.pth"]
 
 
-def test_classifier_as_torch_program_takes_any_batch(tmp_path, monkeypatch):
-    case = prepare(tmp_path, "swin")
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_classifier_as_torch_program_takes_any_batch_and_knows_its_classes(names, tmp_path, monkeypatch, capsys):
+    case, extra = prepare(tmp_path, "swin", **({"classes": names} if names else {})), {"classes": ""}
     call(monkeypatch, *case.arguments, "--to", "torch", tmp_path / "classifier.pt2", "--dynamic-batch")
-    program = torch.export.load(tmp_path / "classifier.pt2").module()
+    program = torch.export.load(tmp_path / "classifier.pt2", extra_files=extra).module()
+    assert extra["classes"] == (json.dumps(names, ensure_ascii=False) if names else "")
+    assert (f"with the names of its {CLASSES} classes" if names else "so it holds none") in capsys.readouterr().out
     assert program(make_images(case.config, 4)).shape == (4, CLASSES)
     assert_equal_to_model(case, program, BATCHES)
 
@@ -100,16 +112,17 @@ def test_classifier_of_another_project_is_exported_as_it_is(layout, tmp_path, mo
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_classifier_as_onnx_takes_any_batch(name, onnx, tmp_path, monkeypatch):
-    case = prepare(tmp_path, name)
+    case = prepare(tmp_path, name, classes=NAMES)
     call(monkeypatch, *case.arguments, "--to", "onnx", tmp_path / "classifier.onnx", "--dynamic-batch")
     assert_equal_to_model(case, onnx(tmp_path / "classifier.onnx"), BATCHES)
+    assert json.loads(metadata_of(tmp_path / "classifier.onnx")["classes"]) == NAMES
 
 
 def test_onnx_of_a_large_model_has_its_weights_in_a_second_file(onnx, tmp_path, monkeypatch):
     case = prepare(tmp_path, "vit", features=True)
     monkeypatch.setattr(export, "LARGEST_FILE", 0)
     call(monkeypatch, *case.arguments, "--features", "--to", "onnx", tmp_path / "encoder.onnx", "--opset", 18)
-    assert (tmp_path / "encoder.onnx.data").is_file()
+    assert (tmp_path / "encoder.onnx.data").is_file() and "classes" not in metadata_of(tmp_path / "encoder.onnx")
     assert_equal_to_model(case, onnx(tmp_path / "encoder.onnx"), [1])
 
 
