@@ -67,37 +67,19 @@ def test_frozen_weights_stay_to_the_bit_and_the_others_train(names, what, checkp
     assert any(name in frozen for name in of_encoder(model)) and len(frozen) < len(before)
 
 
+@pytest.mark.parametrize("what, layers", [("none", -1), ("1", 1), ("encoder", 99)], ids=["none", "1", "encoder"])
 @pytest.mark.parametrize("names", ALL, ids="-".join)
-def test_frozen_encoder_draws_nothing_in_training(names):
-    """Neither dropout nor drop path, also where they belong to no block."""
+def test_frozen_layers_draw_nothing_in_training_and_the_others_do(names, what, layers):
+    """Neither dropout nor drop path; of a whole encoder also where they belong to no block."""
     _, model = make(names)
-    freeze(model, "encoder")
+    freeze(model, what)
     train_mode(model)
     encoder = getattr(model, "encoder", model)
-    drawing = [name for name, module in encoder.named_modules() if isinstance(module, DRAWING)]
-    assert drawing
-    assert [name for name in drawing if encoder.get_submodule(name).training] == []
+    blocks = tuple(f"{name}." for name, module in encoder.named_modules() if module in encoder.units())
+    training = {name: module.training for name, module in encoder.named_modules()
+                if isinstance(module, DRAWING) and (what != "1" or name.startswith(blocks))}
+    assert training == {name: encoder.layer_id(f"{name}.weight") > layers for name in training} != {}
     assert model.training and (hasattr(model, "encoder") or model.head.training)
-
-
-@pytest.mark.parametrize("names", ALL, ids="-".join)
-def test_first_block_draws_nothing_and_later_ones_do(names):
-    _, model = make(names)
-    freeze(model, "1")
-    train_mode(model)
-    encoder = getattr(model, "encoder", model)
-    modes = {encoder.layer_id(f"{name}.weight"): [part.training for part in module.modules()]
-             for name, module in encoder.named_modules() if module in encoder.units() and hasattr(module, "attn")}
-    still = {layer for layer, parts in modes.items() if not any(parts)}
-    assert still == {layer for layer in modes if layer <= 1} and all(all(modes[layer]) for layer in modes.keys() - still)
-
-
-@pytest.mark.parametrize("names", ALL, ids="-".join)
-def test_without_freezing_everything_that_draws_is_in_training_mode(names):
-    _, model = make(names)
-    freeze(model, "none")
-    train_mode(model)
-    assert all(module.training for module in model.modules() if isinstance(module, DRAWING)) and model.training
 
 
 @pytest.mark.parametrize("names", ENCODER_CASES, ids="-".join)

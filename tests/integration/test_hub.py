@@ -31,6 +31,12 @@ def session(tmp_path_factory):
         folder,
         "names = torch.hub.load(clone, 'list_models', 'simmim_vit*', source='local')",
         f"model = torch.hub.load(clone, {NAME!r}, source='local', {TINY})",
+        "weights = {name: torch.full_like(value, 2) for name, value in model.state_dict().items()}",
+        "average = {name: torch.full_like(value, 3) for name, value in weights.items()}",
+        "torch.save({'model': weights, 'model_ema': average}, 'both.pth')",
+        f"both = [torch.hub.load(clone, {NAME!r}, pretrained='both.pth', source='local', pretrained_key=key, {TINY})"
+        " for key in ('', 'ema')]",
+        "print('HEADS', *(found.head.bias[0].item() for found in both))",
         "print('MODEL', type(model).__name__, model.training, tuple(model(torch.rand(2, 3, 32, 32)).shape))",
         "found = torch.hub.load(clone, 'inference_model', model, 'bird.png', source='local')",
         "print('KEYS', *sorted(found))",
@@ -66,6 +72,11 @@ def test_names_are_listed(session):
 
 def test_entry_point_builds_a_model_with_other_settings(session):
     assert session["MODEL"] == "VisionTransformer False (2, 5)"
+
+
+def test_average_is_chosen_by_its_key(session):
+    """As --ema of the command line."""
+    assert session["HEADS"] == "2.0 3.0"
 
 
 def test_image_is_predicted_from_another_folder(session):

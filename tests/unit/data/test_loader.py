@@ -1,11 +1,13 @@
 """Samplers, and what a config makes of folders on disk."""
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from config import load_config
 from data import build_loader
-from data.loader import EpochSampler, EvalSampler, build_mixup
+from data.loader import EpochSampler, EvalSampler, build_mixup, build_probe_loaders
 from data.masks import build_mask_generator, draw_masks
 
 from ..helpers import TINY, opts_of, tiny_config, write_image
@@ -254,12 +256,14 @@ def test_folder_with_train_alone_holds_out_from_its_classes(tmp_path):
     assert (len(loaders.train.dataset), len(loaders.val.dataset)) == (6, 2)
 
 
-def test_one_class_alone_is_refused_for_training(tmp_path):
+@pytest.mark.parametrize("build", [partial(build_loader, is_pretrain=False), build_probe_loaders])
+@pytest.mark.parametrize("more", [{}, {"PROBE.KNN": True}, {"PROBE.AUGMENT": True}])
+def test_one_class_alone_is_refused_for_training(build, more, tmp_path):
     for i in range(4):
         write_image(tmp_path / "ant" / f"{i}.png")
-    settings = {"DATA.DATASET": "folder", "DATA.DATA_PATH": tmp_path, "DATA.BATCH_SIZE": 2, "DATA.NUM_WORKERS": 0}
+    settings = {"DATA.DATASET": "folder", "DATA.DATA_PATH": tmp_path, "DATA.BATCH_SIZE": 2, "DATA.NUM_WORKERS": 0, **more}
     with pytest.raises(ValueError, match="one class, ant"):
-        build_loader(tiny_config("swin", settings), is_pretrain=False)
+        build(tiny_config("swin", settings))
 
 
 def test_heldout_evaluation_needs_no_training_images(tmp_path):
