@@ -251,6 +251,7 @@ def running(job, scaled, num_train, num_val):
         job.lock = FolderLock(job.folder, log.info)
         if job.lock.left_by:
             log.warning("%s was in use by %s, which ended without giving it back: taking it over", job.folder, job.lock.left_by)
+        remove_unfinished(job.folder)  # of a finished run, too: one that was killed while it wrote encoder.pth is that
     distributed.barrier()
     job.heart = Heartbeat(job.lock, job.config.DIST_TIMEOUT_MINUTES * 60)
     job.heart.start()
@@ -276,7 +277,6 @@ def open_run(job):
     first = distributed.rank() == 0
     if first:
         check_places(job.folder)
-        remove_unfinished(job.folder)
     log_to_file(job.folder, distributed.rank())
     if first:
         save_config(job.config, job.folder, job.task)

@@ -29,7 +29,8 @@ def pretraining(cfg, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repeated(pretraining, forks):
-    """The same command once more."""
+    """The same command once more, beside what a process that was killed while it wrote the last file has left."""
+    (pretraining.folder / ".encoder.pth.999999999.tmp").write_bytes(b"half")
     result = forks.run(*pretraining.command, *opts(pretraining.settings)).checked()
     return SimpleNamespace(result=result, files=snapshot(pretraining.folder))
 
@@ -153,6 +154,10 @@ def test_finished_run_writes_nothing_but_its_log_when_started_again(pretraining,
     written = [name for name in changed(pretraining.files, repeated.files)
                if not name.startswith(("tensorboard/", "log_rank0.txt"))]
     assert written == []
+
+
+def test_finished_run_removes_what_a_kill_has_left_half_written(repeated):
+    assert not [name for name in repeated.files if name.endswith(".tmp")]
 
 
 def test_longer_run_goes_on_with_the_next_epoch(longer):
