@@ -14,6 +14,8 @@ PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # that images of so many channels are
 WHITE_OF = {"PNG": 65535, "PPM": 65535}  # of 32-bit numbers: Pillow reads 16 bits of these formats so
 UNSIGNED = ("I;32", "I;32N", "I;32B")  # which Pillow has in signed ones of 32 bits
 PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 262, 339, 2  # of TIFF
+EXTRA_SAMPLES = 338  # of TIFF: what channels beyond the colours are
+NO_ALPHA = ("BMP", "DIB", "TGA", "DDS", "SGI")  # formats whose fourth channel is often left at 0 and meant as nothing
 CODESTREAM, DEPTH_AT = b"\xff\x4f\xff\x51", 42  # of JPEG 2000: how one begins; where the bits of its first channel stand
 _said = set()
 
@@ -58,7 +60,7 @@ def in_mode(picture, mode, rules=DEFAULT, name="a picture"):
     stored = _stored(picture)
     _scale_key(picture, stored)
     _check_colours(picture, stored, rules.white, name)
-    hidden = picture.info.get("transparency")
+    hidden, unmeant = picture.info.get("transparency"), _is_unmeant_alpha(picture)
     if is_deep(picture):
         values, shares = deep_shares(picture, rules, name)
         picture = Image.fromarray((shares * 255).round().astype(np.uint8))
@@ -72,7 +74,7 @@ def in_mode(picture, mode, rules=DEFAULT, name="a picture"):
     if mode == "RGBA":
         return picture.convert(mode)
     if hidden is not None or picture.mode in ("RGBA", "LA", "PA", "RGBa"):
-        picture = _on_background(picture, rules.background)
+        picture = picture.convert("RGB") if unmeant else _on_background(picture, rules.background, name)
     if picture.mode == "LAB" and mode == "L":
         picture = picture.convert("RGB")
     return picture.convert(mode)
@@ -226,9 +228,19 @@ def _check_colours(picture, stored, white, name):
     say_if_dark((seen + 1) * 256 - 1, name)
 
 
-def _on_background(picture, colour):
+def _is_unmeant_alpha(picture):
+    """Whether a fourth channel is 0 everywhere in a format whose writers leave it so, and viewers show the colours."""
+    undeclared = picture.format in NO_ALPHA or picture.format == "TIFF" and EXTRA_SAMPLES not in picture.tag_v2
+    return undeclared and picture.mode == "RGBA" and picture.getextrema()[3][1] == 0
+
+
+def _on_background(picture, colour, name):
     """A picture with transparency on a colour, as RGB. What lies under transparency is often noise or a stray colour."""
     picture = picture.convert("RGBA")
-    if picture.getextrema()[3][0] == 255:
+    lowest, highest = picture.getextrema()[3]
+    if lowest == 255:
         return picture.convert("RGB")
+    if highest == 0:
+        say_once("%s is transparent everywhere, so that nothing but DATA.BACKGROUND is seen: store it without transparency if "
+                 "its colours are meant", name)
     return Image.alpha_composite(Image.new("RGBA", picture.size, (*colour, 255)), picture).convert("RGB")

@@ -9,6 +9,7 @@ from threading import RLock
 from PIL import Image, PngImagePlugin
 
 from data.channels import MAGIC, picture_image, read_array
+from data.other_files import looks_like
 from data.pixels import DEFAULT, check_size, say_once
 from utils.names import shown
 
@@ -112,6 +113,10 @@ def _opened(file, mode):
         if isinstance(mode, int):
             raise ValueError("cannot identify image file: of TIFF, pages of one channel each can be read, or else "
                              ".npy") from error
+        file.seek(0)
+        what = looks_like(file.read(64))
+        if what:
+            raise ValueError(f"cannot identify image file: it is {what}") from error
         raise
 
 

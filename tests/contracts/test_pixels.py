@@ -295,6 +295,20 @@ def test_background_is_the_one_that_is_set_in_all_programs(format, background, s
     assert_all_see(tmp_path, path, 200, right, BACKGROUND=background)
 
 
+@pytest.mark.parametrize("format, seen", [("TGA", 200), ("DDS", 200), ("SGI", 200), ("PNG", 255), ("TIFF", 255)])
+def test_fourth_channel_of_zeros_is_no_transparency_where_writers_leave_it_so(format, seen, caplog, monkeypatch):
+    """Viewers show the colours of the first ones. A PNG means what it says, and the log says so."""
+    monkeypatch.setattr("data.pixels._said", set())
+    content = saved(Image.new("RGBA", (64, 32), (200, 200, 200, 0)), format)
+    assert read_image(io.BytesIO(content), name="x").getpixel((5, 5)) == (seen,) * 3
+    assert ("x is transparent everywhere" in caplog.text) == (seen == 255)
+
+
+def test_fourth_channel_of_a_tiff_that_does_not_say_what_it_is_hides_nothing():
+    content = tiff(8, bytes([200, 200, 200, 0] * 64), photometric=2, samples=4)
+    assert read_image(io.BytesIO(content)).getpixel((5, 5)) == (200,) * 3
+
+
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4])
 def test_sides_are_those_that_the_setting_says_in_all_programs(orientation, upright, tmp_path):

@@ -55,6 +55,17 @@ def test_bad_file_is_an_error_that_names_it(tmp_path, kind):
     assert error.value.reason and str(path) not in error.value.reason
 
 
+@pytest.mark.parametrize("content, said", [
+    (b"\n<html><body>403 Forbidden", "it is text, as a web page or an SVG"), (b"%PDF-1.4 ", "it is a PDF"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS.*: fetch that with git lfs pull"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC"), (b"PK\x03\x04" + bytes(60), "it is an archive"),
+    (b"II*\0" + bytes(60), "it is a TIFF that is broken, or of a kind .* as .npy")])
+def test_what_has_the_name_of_an_image_is_said_to_be_what_it_is(content, said, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BadImage, match=rf"a\.jpg can't be read as an image \(cannot identify image file: .*{said}"):
+        read_image(tmp_path / "a.jpg")
+
+
 def test_pipe_that_is_written_to_is_bad_as_well(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     descriptor = os.open(tmp_path / "a.png", os.O_RDWR)
