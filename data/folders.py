@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.other_files import OtherFiles
 from utils.files import expanded
-from utils.names import alike, listed, same_text, shown
+from utils.names import alike, listed, plain, same_text, shown
 
 log = logging.getLogger("simmim.data")
 
@@ -74,6 +74,9 @@ def require_folder(root, flag=DATA_FLAG):
     """
     if not str(root):
         raise ValueError("no data folder is given: pass --data-path <folder> (DATA.DATA_PATH).")
+    if "://" in str(root):
+        raise FileNotFoundError(f"data folder {shown(root)} is an address, and data are not downloaded: fetch it, and pass the "
+                                f"folder: check {flag}.")
     root = Path(expanded(root))
     if not root.is_dir():
         raise FileNotFoundError(f"data folder {shown(root)} {_instead(root)}: check {flag}.")
@@ -89,7 +92,7 @@ def _instead(root):
         return f"is a file, not a folder: pass the folder that holds the image, {shown(root.parent)}"
     if os.path.lexists(root):
         return (f"is a link to {shown(os.readlink(root))}, which does not exist" if root.is_symlink() and not root.exists()
-                else "is a file, not a folder")
+                else "is a file, not a folder: pass the folder that holds the images")
     nearest = next((place for place in root.parents if place.is_dir()), None)
     if nearest is None or nearest == root.parent and str(nearest) == ".":
         return "does not exist" + (f" in {os.getcwd()}" if not root.is_absolute() else "")
@@ -170,7 +173,7 @@ def unlabelled_samples(root, flag=DATA_FLAG):
 def class_names(root, flag=DATA_FLAG):
     """Names of the class folders in `root` that hold images, sorted as text.
 
-    Raises: ValueError if there are none, or two have one name in two forms of Unicode.
+    Raises: ValueError if there are none, two have one name in two forms of Unicode, or one leads to another.
     """
     root = require_folder(root, flag)
     names = folders_with_images(root)
@@ -184,7 +187,19 @@ def class_names(root, flag=DATA_FLAG):
         if first.setdefault(same_text(name), name) != name:
             raise ValueError(f"{shown(root)} has two class folders of one name, {ascii(first[same_text(name)])} and "
                              f"{ascii(name)}: they differ in the form of Unicode alone. Put the images into one of them.")
+    _check_links(root, names)
     return names
+
+
+def _check_links(root, names):
+    """Refuse class folders that are links to another class or to what holds one: its images would have two labels."""
+    links = [name for name in names if (root / name).is_symlink()]
+    real = {name: os.path.realpath(root / name) for name in names} if links else {}
+    for link in links:
+        twin = next((name for name in names if name != link and f"{real[name]}/".startswith(f"{real[link]}/")), None)
+        if twin:
+            raise ValueError(f"{shown(root)} has a class folder {shown(link)} that is a link to {shown(real[link])}, where the "
+                             f"images of {shown(twin)} are: each would have two labels. Remove one of them.")
 
 
 def labelled_samples(root, names, flag=DATA_FLAG, owner="the training data"):
@@ -215,17 +230,24 @@ def labelled_samples(root, names, flag=DATA_FLAG, owner="the training data"):
 
 
 def _say_unread(root, own):
-    """Say what in a folder of classes belongs to none: images beside the class folders, folders without images, dead links."""
-    loose, empty, dead = 0, [], []
+    """Say what in a folder of classes belongs to none: images beside the class folders, folders without images, archives,
+    hidden folders, dead links.
+    """
+    loose, empty, dead, packed, hidden = 0, [], [], [], []
     for path in _looked_into(root):
-        if not is_data(path.name) or path.name in own:
+        if path.name in own:
             continue
-        if path.is_dir():
+        if not is_data(path.name):
+            if path.name.lower() not in OF_SYSTEMS and path.is_dir() and has_images(path):
+                hidden.append(path.name)
+        elif path.is_dir():
             empty.append(path.name)
         elif _is_image(path.name):
             loose += 1
         elif path.is_symlink() and not path.exists():
             dead.append(f"{path.name} -> {os.readlink(path)}")
+        elif path.suffix.lower() in ARCHIVES and path.name.partition(".")[0] not in own:
+            packed.append(path.name)
     if loose:
         log.warning("%d images lie beside the class folders of %s: they belong to no class and are not read", loose,
                     shown(root))
@@ -233,6 +255,28 @@ def _say_unread(root, own):
         log.warning("%s has folders without images, which are no classes: %s", shown(root), listed(sorted(empty)))
     if dead:
         log.warning("%s has links to what does not exist, which are no classes: %s", shown(root), listed(sorted(dead)))
+    if packed:
+        log.warning("%s has archives beside its class folders, which are not read: %s. Unpack what is missing", shown(root),
+                    listed(sorted(packed)))
+    if hidden:
+        log.info("%s has hidden folders with images, which are no classes: %s", shown(root), listed(sorted(hidden)))
+
+
+def say_doubts(root, names):
+    """Warn of class folders that may not be what they seem: names that differ by a slip, and folds that hold the classes."""
+    spelled = {}
+    for name in names:
+        spelled.setdefault(plain(name), []).append(name)
+    twins = [f"{shown(group[0])!r} and {shown(group[1])!r}" for group in spelled.values() if len(group) > 1]
+    if twins:
+        log.warning("%s has class folders whose names differ in capitals or blanks alone: %s. They are different classes; put "
+                    "the images together if that is not meant", shown(root), listed(twins, 3))
+    flat = len(names) < 2 or any(holds_images_itself(root / name) for name in names[:2])
+    inside = [] if flat else [folders_with_images(root / name) for name in names[:2]]
+    if inside and len(inside[0]) > 1 and inside[0] == inside[1]:
+        log.warning("%s holds %s, and these hold folders of the same names, %s. The outer ones are taken for the classes; if "
+                    "the inner ones are, as of folds, pass --data-path %s", shown(root), listed(names, 3), listed(inside[0], 3),
+                    shown(root / names[0]))
 
 
 def say_order(names):

@@ -18,6 +18,7 @@ from data.folders import (
     labelled_samples,
     listing,
     require_folder,
+    say_doubts,
     say_order,
     unlabelled_samples,
 )
@@ -291,6 +292,7 @@ def _labelled(config, train_folder, val, train):
 def _class_samples(folder, classes):
     """Training samples of a folder of classes, with what there is to say of it."""
     say_order(classes)
+    say_doubts(folder, classes)
     samples = labelled_samples(folder, classes)
     warn_of_held_out((path for path, _ in samples), folder, labelled=True)
     return samples

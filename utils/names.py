@@ -18,10 +18,12 @@ def same_text(name):
     return unicodedata.normalize("NFC", name)
 
 
+def plain(name):
+    """A name without what is easily mistyped: capitals and blanks."""
+    return "".join(same_text(name).casefold().split())
+
+
 def alike(unknown, known):
     """How names are spelled among known ones that differ from them in capitals or blanks alone: {unknown: known}."""
-    def plain(name):
-        return "".join(same_text(name).casefold().split())
-
     spelled = {plain(name): name for name in known}
     return {name: spelled[plain(name)] for name in unknown if plain(name) in spelled}

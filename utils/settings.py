@@ -124,7 +124,8 @@ def convert(key, setting, value, source):
     try:
         value = _converted(setting.kind, value)
     except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{source}: {key}={shown(value)} is {_what(value)}, expected {setting.expected}.") from None
+        raise ValueError(f"{source}: {key}={shown(value)} is {_what(value)}, expected {setting.expected}"
+                         f"{_example(setting.kind, value)}.") from None
     if setting.kind != PATH:
         return value
     try:
@@ -140,6 +141,14 @@ def shown(value):
     except ValueError:  # Python writes no number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _example(kind, value):
+    """What was probably meant, in words that end a message, or ""."""
+    if kind in (WHOLES, NUMBERS) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f", e.g. [{value}]"
+    share = value[:-1].strip() if isinstance(value, str) and value.endswith("%") else ""
+    return f", e.g. {float(share) / 100:g}" if kind == NUMBER and share.isascii() and share.isdigit() else ""
 
 
 def _what(value):
@@ -202,7 +211,8 @@ def check(key, setting, value):
     if value is None:
         return
     if setting.choices and value not in setting.choices:
-        near = difflib.get_close_matches(str(value)[:100], setting.choices, n=1)
+        named = {choice.lower(): choice for choice in setting.choices}
+        near = [named[name] for name in difflib.get_close_matches(str(value)[:100].lower(), named, n=1)]
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{key}={shown(value)} is unknown; valid: {', '.join(c or repr('') for c in setting.choices)}.{hint}")
     _check_range(key, setting, value)

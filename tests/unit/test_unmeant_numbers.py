@@ -57,6 +57,7 @@ WRONG = [
     # masks
     (PRETRAIN, {"DATA.MASK_RATIO": 0}, "=0; hides none; such as 0.6", 0.01),
     (PRETRAIN, {"DATA.MASK_RATIO": 1}, "=1; hides all; such as 0.6", 0.9),
+    (PRETRAIN, {"DATA.MASK_RATIO": "60%"}, "'60%'; e.g. 0.6", 0.6),
     (PRETRAIN, {"DATA.MASK_RATIO": 0.99}, "=0.99; hides all; such as 0.6", 0.97),
     (PRETRAIN, MAE | {"DATA.MASK_RATIO": 0.99}, "=0.99; hides all; such as 0.6", 0.9),
     (PRETRAIN, CONVMAE | {"DATA.MASK_RATIO": 1}, "=1; hides all; such as 0.6", 0.75),
@@ -129,6 +130,8 @@ WRONG = [
     (FINETUNE, {POLICY: "randaugment"}, "'randaugment'; expected rand, augmix; or none", "None"),
     (FINETUNE, {"AUG.REPROB": 25}, "=25.0; between 0 and 1", 0.25),
     (PRETRAIN, {STEPS: 101}, "=101; 100 batches; at most 100", 100),
+    (PROBE, {"PROBE.KNN_K": 5}, "=5; a list; e.g. [5]", [5]),
+    (PROBE, {"PROBE.FEATURE": "CLS"}, "'CLS'; mean, cls; 'cls'", "mean"),
     (PROBE, {"PROBE.KNN_K": [0, 10]}, "[0, 10]; at least 1", [1, 10]),
     (PROBE, {"PROBE.SWEEP": True, "TRAIN.CLIP_GRAD": 5}, "=5.0; --sweep; TRAIN.CLIP_GRAD 0", 0),
     (FINETUNE, EVAL | {"THROUGHPUT_MODE": True}, "EVAL_MODE; leave one out", False),

@@ -1,5 +1,6 @@
 """Folders as people have them: each is read right, or refused in one line that names it and says what to type."""
 import os
+import re
 import unicodedata
 
 import pytest
@@ -77,22 +78,36 @@ def test_accents_in_two_forms_of_unicode_are_one_class(tmp_path):
 
 # ---- said ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("places", "file", "message"), [
-    (["a", "b"], "c/notes.txt", "has folders without images, which are no classes: c"),
-    (["a", "b"], "0.png", "1 images lie beside the class folders of"),
-    (["a", "b"], None, "has links to what does not exist, which are no classes: c -> "),
+@pytest.mark.parametrize(("file", "message"), [
+    ("c/notes.txt", "has folders without images, which are no classes: c"),
+    ("0.png", "1 images lie beside the class folders of"),
+    ("", "has links to what does not exist, which are no classes: c -> "),
+    ("c.tar.gz", "has archives beside its class folders, which are not read: c.tar.gz. Unpack what is missing"),
+    (".c/0.png", "has hidden folders with images, which are no classes: .c"),
 ])
-def test_what_belongs_to_no_class_is_said(places, file, message, tmp_path, caplog):
-    draw(tmp_path, *places)
-    if file is None:
+def test_what_belongs_to_no_class_is_said(file, message, tmp_path, caplog):
+    draw(tmp_path, "a", "b")
+    if not file:
         (tmp_path / "c").symlink_to(tmp_path / "gone")
-    elif file.endswith(".txt"):
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_text("x")
-    else:
+    elif file.endswith(".png"):
         write_image(tmp_path / file)
-    assert labels(tmp_path) == {"a": 2, "b": 2}
+    else:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("x")
+    with caplog.at_level("INFO"):
+        assert labels(tmp_path) == {"a": 2, "b": 2}
     assert message in caplog.text
+
+
+@pytest.mark.parametrize(("places", "message"), [
+    (["cat*4", "Cat*4", "dog*4"], "whose names differ in capitals or blanks alone: 'Cat' and 'cat'. They are different"),
+    (["cat*4", "cat *4", "dog*4"], "capitals or blanks alone: 'cat' and 'cat '."),
+    (["fold1/a*4", "fold1/b*4", "fold2/a*4", "fold2/b*4"], "folders of the same names, a, b. .* pass --data-path .*/fold1"),
+    (["dog/small*4", "dog/large*4", "cat/small*4", "cat/old*4"], None), (["dog/a*4", "cat/a*4"], None), (["a*4", "b*4"], None)])
+def test_classes_that_may_not_be_meant_are_warned_of(places, message, tmp_path, caplog):
+    draw(tmp_path, *places)
+    loaders_of(tmp_path)
+    assert re.search(message, caplog.text) if message else not caplog.records
 
 
 def test_validation_with_fewer_classes_says_which_it_lacks(tmp_path, caplog):
@@ -126,8 +141,10 @@ def test_pictures_of_kinds_that_are_not_read_are_said_and_other_files_are_not(tm
 
 def test_folder_of_pictures_that_are_not_read_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"x")
+    (tmp_path / "train-0.parquet").write_bytes(b"x")
     write_image(tmp_path / "x.png").rename(tmp_path / "0001")
-    with pytest.raises(ValueError, match=r"holds no images: .* 1 \.heic are not read: .*1 without suffix are images: let"):
+    with pytest.raises(ValueError, match=r"holds no images: .* 1 \.parquet may hold some: unpack them\. 1 \.heic are not read: "
+                                         r".*1 without suffix are images: let them"):
         image_files(tmp_path)
 
 
@@ -159,6 +176,14 @@ def test_folder_that_can_not_be_trained_on_is_refused(places, message, tmp_path)
         loaders_of(tmp_path)
 
 
+@pytest.mark.parametrize("target", ["data/a", "data", "."])
+def test_class_that_is_a_link_to_another_is_refused(target, tmp_path):
+    draw(tmp_path, "data/a*4", "data/b*4")
+    (tmp_path / "data/c").symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match=r"a class folder c that is a link to .*, where the images of a are.*two labels"):
+        class_names(tmp_path / "data")
+
+
 def test_two_class_folders_of_one_name_are_refused(tmp_path):
     draw(tmp_path, CAFE, unicodedata.normalize("NFD", CAFE))
     if len(list(tmp_path.iterdir())) == 1:
@@ -171,7 +196,7 @@ def test_two_class_folders_of_one_name_are_refused(tmp_path):
     ("data.zip", r"is a file, not a folder: unpack the archive \(unzip data\.zip\)"),
     ("data.tar.gz", r"unpack the archive \(tar -xf data\.tar\.gz\)"),
     ("bird.jpg", "pass the folder that holds the image"),
-    ("list.txt", "is a file, not a folder"),
+    ("list.txt", "is a file, not a folder: pass the folder"),
     ("dead", "is a link to .*gone, which does not exist"),
     ("absent/deeper/still", r"does not exist \(.* does, and holds cats, dogs\)"),
 ])
@@ -184,6 +209,11 @@ def test_what_is_no_folder_is_refused_by_name(name, message, is_pretrain, tmp_pa
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match=f"data folder {tmp_path}/{name} .*{message}.*: check --data-path"):
         loaders_of(tmp_path / name, is_pretrain)
+
+
+def test_address_is_no_data_folder():
+    with pytest.raises(FileNotFoundError, match=r"s3://b/x is an address, and data are not downloaded: .*: check --data-path"):
+        loaders_of("s3://b/x")
 
 
 def test_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
