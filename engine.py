@@ -30,7 +30,7 @@ from utils import distributed, stopping
 from utils.average import Average
 from utils.background import Writer
 from utils.checkpoint import BEST_AVERAGE_FILE, check_places, remove_unfinished
-from utils.devices import to_device
+from utils.devices import packed, to_device
 from utils.heartbeat import Heartbeat
 from utils.lock import FolderLock
 from utils.meters import Meter, peak_memory_mb
@@ -440,7 +440,7 @@ def train_epoch(job, epoch, watch=None):
     clock = Clock()
     progress = _progress_bar(num_batches, f"epoch {epoch}")
     group = []
-    for i, batch in enumerate(loader, start=place.batches):
+    for i, batch in enumerate(packed(loader), start=place.batches):
         iteration = epoch * num_batches + i
         clock.data_arrived()
         group.append(_loss_of(job, batch, iteration))

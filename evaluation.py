@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from config import encoder_config, image_size, run_folder
 from logger import json_line, log_to_file
 from utils import distributed, stopping
-from utils.devices import to_device, wait_for
+from utils.devices import packed, to_device, wait_for
 
 log = logging.getLogger("simmim.evaluation")
 
@@ -31,7 +31,7 @@ def in_step(loader, device):
     """
     longest = distributed.largest_over_processes(torch.tensor(len(loader), device=device)).item()
     exchange = distributed.Exchange()
-    for batch in loader:
+    for batch in packed(loader):
         blank = getattr(loader, "blank", [])  # a plain list of batches has none
         read = [i for i in range(len(batch[0])) if i not in blank] if blank else []
         yield [part[read] for part in batch] if read else batch, bool(read) or not blank, len(blank)

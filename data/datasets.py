@@ -1,10 +1,13 @@
 """Image files on disk as samples. Every random draw of a sample is a pure function of (seed, epoch, sample index)."""
+from contextlib import nullcontext
+
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from data.batches import joined
 from data.channels import blank
 from data.pixels import DEFAULT
-from data.reading import read_image, without_limit
+from data.reading import read_image, read_view, without_limit
 from data.samples import Samples
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
@@ -12,9 +15,11 @@ from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 class ImageDataset(Dataset):
     """Image files with labels, addressed by (epoch, index).
 
+    Items have float images, normalised. Loader processes take them from `item`, pixels, whose normalisation `finished` does.
+
     Args:
         samples: [(path, label), ...]; labels are whole numbers, -1 = none.
-        transform: image -> tensor; may draw from the global generators.
+        transform: data.transforms.Pipeline, or any function image -> tensor, which may draw from the global generators.
         mode: PIL mode, or number of channels, that the files are read in.
         seed: the run's seed.
         rules: how files become pictures.
@@ -33,10 +38,20 @@ class ImageDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key):
-        return self.item(key, whole_key(key)[1])
+        return self.finished(self.item(key, whole_key(key)[1]))
+
+    def finished(self, item):
+        """An item as people read it, from one as it travels."""
+        image, *others = item
+        return self.normalise(image), *others
+
+    @property
+    def normalise(self):
+        """From pixels to what a model sees; nothing where the transform does that itself."""
+        return getattr(self.transform, "normalise", _as_it_is)
 
     def item(self, key, source):
-        """The sample of a key, with another image than its own.
+        """The sample of a key as it travels, with another image than its own.
 
         Args:
             source: position of the image, whose label it has; the draws are those of the key. None = a blank one.
@@ -45,19 +60,24 @@ class ImageDataset(Dataset):
         return self.image(key, source), 0 if source is None else self.samples[source][1]
 
     def image(self, key, source):
-        """(C, H, W) float."""
+        """Pixels, see data.batches.Normalisation."""
         epoch, index, _ = whole_key(key)
-        with without_limit():  # cropping looks at it, too
-            if source is None:
-                picture = blank(self.mode)
-            else:
-                picture = read_image(self.samples[source][0], self.mode, rules=self.rules)
-            with seeded_globals(self.seed, AUGMENT, epoch, index):
-                return self.transform(picture)
+        transform, seeded = self.transform, getattr(self.transform, "seeded", seeded_globals)
+        path = None if source is None else self.samples[source][0]
+        with without_limit(), seeded(self.seed, AUGMENT, epoch, index) if seeded else nullcontext():  # it is of crops, too
+            if source is not None and getattr(transform, "shows_views", False):
+                return transform.rest(read_view(path, self.mode, transform.view, self.rules))
+            picture = blank(self.mode) if source is None else read_image(path, self.mode, rules=self.rules)
+            return getattr(transform, "pixels", transform)(picture)
 
     def collate(self, samples):
-        """A batch of items."""
-        return default_collate(samples)
+        """A batch of items, as they travel or finished."""
+        images, *others = zip(*samples, strict=True)
+        return [joined(images), *map(default_collate, others)]
+
+
+def _as_it_is(image):
+    return image
 
 
 class MaskedImageDataset(ImageDataset):

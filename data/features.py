@@ -12,6 +12,7 @@ import torch
 
 from data.bad_images import BadImages, named, replacement_index
 from utils import distributed
+from utils.devices import packed
 from utils.files import naming
 
 log = logging.getLogger("simmim.features")
@@ -181,7 +182,7 @@ class FeatureCache:
         try:
             for layer, key in keys.items():
                 parts[layer] = open(self._part(key, rank), "wb")
-            for images, _ in loader:
+            for images, _ in packed(loader):
                 features = extract(images.to(device), list(keys))
                 for layer, feature in zip(keys, features, strict=True):
                     feature = feature.float().cpu()

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from config import with_values
 from data.bad_images import BadImages, Reader, skipped_indices
+from data.batches import Images
 from data.datasets import ImageDataset, MaskedImageDataset, per_class_subset, split_per_class
 from data.demo import demo_data
 from data.features import FeatureLoader
@@ -117,12 +118,11 @@ def _pretrain_loaders(config, train):
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config, train)
     masks, mode = build_mask_generator(config), mode_of(config)
 
-    def masked(samples, transform):
-        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED,
-                                  rules_of(config))
+    def masked(samples, transform, rules):
+        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED, rules(config))
 
     def plain(samples):
-        return masked(samples, heldout_transform(config))
+        return masked(samples, heldout_transform(config), rules_of)
 
     held_out = plain(unlabelled_samples(val_folder, VAL_FLAG)) if val_folder else None
     val = _eval_loader(config, held_out) if held_out else None
@@ -133,7 +133,8 @@ def _pretrain_loaders(config, train):
     found = unlabelled_samples(train_folder)
     warn_of_held_out((path for path, _ in found), train_folder, labelled=False)
     samples = Samples(found)  # once for both
-    loader = _train_loader(config, masked(samples, pretrain_transform(config)), config.DATA.DATA_PATH or train_folder)
+    trained = masked(samples, pretrain_transform(config), rules_of)
+    loader = _train_loader(config, trained, config.DATA.DATA_PATH or train_folder)
     return Loaders(loader, val, pictures=Pictures(held_out or plain(samples)))
 
 
@@ -148,8 +149,8 @@ def build_probe_loaders(config, train=True, head=None):
     with listing(mode, config.DATA.DATA_PATH, config.DATA.VAL_PATH):
         samples, val_samples, classes = _labelled_samples(config, train, head)
 
-    def images(samples, transform):
-        return ImageDataset(samples, transform(config), mode, config.SEED, rules_of(config))
+    def images(samples, transform, rules=rules_of):
+        return ImageDataset(samples, transform(config), mode, config.SEED, rules(config))
 
     val = _eval_loader(config, images(val_samples, eval_transform))
     if not train:
@@ -158,7 +159,7 @@ def build_probe_loaders(config, train=True, head=None):
     samples = Samples(per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED))  # once for both
     augmented = None
     if config.PROBE.AUGMENT and not config.PROBE.KNN:
-        augmented = _train_loader(config, images(samples, probe_transform), config.DATA.DATA_PATH)
+        augmented = _train_loader(config, images(samples, probe_transform, rules_of), config.DATA.DATA_PATH)
     plain = _eval_loader(config, images(samples, eval_transform), config.DATA.MAX_BAD_FRACTION,
                          _skipped(config, samples, config.DATA.DATA_PATH))
     return Loaders(augmented, val, classes, plain=plain)
@@ -318,7 +319,10 @@ FINETUNE_SAMPLES = {"imagenet": _imagenet_samples, "folder": _folder_samples, "d
 # ---- batches ------------------------------------------------------------------------------------------------------
 
 class ImageLoader:
-    """Batches of an ImageDataset, lists of tensors.
+    """Batches of an ImageDataset: lists of tensors, the images normalised.
+
+    Programs that have a device take those of `packed` instead: images are data.batches.Images, a quarter of the bytes, which
+    utils.devices.to_device makes what a model sees.
 
     Attributes:
         dataset: the ImageDataset.
@@ -350,6 +354,11 @@ class ImageLoader:
         return len(self.loader)
 
     def __iter__(self):
+        for images, *others in self.packed():
+            yield [images.to("cpu"), *others]
+
+    def packed(self):
+        """Batches as they have come from the loader processes: lists of Images and tensors."""
         with self.workers.starting():
             batches = iter(self.loader)
         for number in count():
@@ -359,11 +368,15 @@ class ImageLoader:
                 return
             batch, self.blank, bad = found
             self.bad.meet(bad)
-            yield batch
+            yield self._packed(batch)
 
     def filler(self):
         """A batch of one blank image, for a process that has run out of others."""
-        return self.dataset.collate([self.dataset.item(0, None)])
+        return self.dataset.collate([self.dataset.finished(self.dataset.item(0, None))])
+
+    def _packed(self, batch):
+        images, *others = batch
+        return [Images(images, self.dataset.normalise), *others]
 
 
 class Pictures(Dataset):
@@ -382,7 +395,7 @@ class Pictures(Dataset):
         except BadImage as error:
             if self.bad.add({self.samples[index][0]: error.reason}):
                 log.warning("%s can't be read (%s): its picture is blank", shown(self.samples[index][0]), error.reason)
-            return self.dataset.item(index, None)
+            return self.dataset.finished(self.dataset.item(index, None))
 
 
 def _train_loader(config, dataset, root):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import RLock
 
 from PIL import Image, PngImagePlugin
+from torchvision.transforms.functional import get_image_size
 
 from data.channels import MAGIC, picture_image, read_array
 from data.other_files import looks_like
@@ -43,6 +44,18 @@ def read_image(source, mode="RGB", name=None, rules=DEFAULT):
         memory or open files.
     """
     return _read(source, mode, name, rules)[0]
+
+
+def read_view(source, mode, choose, rules=DEFAULT):
+    """What a view shows of a file: a PIL image or a tensor as of read_image.
+
+    Args:
+        source, mode, rules: as of read_image.
+        choose: (width, height) -> data.decoding.View.
+    Raises: as read_image.
+    """
+    image = read_image(source, mode, rules=rules)
+    return choose(*get_image_size(image)).of(image)
 
 
 def examine(source, mode="RGB", rules=DEFAULT):

@@ -2,8 +2,13 @@
 import torch
 
 
+def packed(loader):
+    """Batches of a loader, or of any other iterable, in the form in which they go to the device fastest; for `to_device`."""
+    return loader.packed() if hasattr(loader, "packed") else loader
+
+
 def to_device(batch, device):
-    """Tensors of a batch on the device."""
+    """Tensors of a batch on the device, what is packed as the tensors that it stands for."""
     # on CUDA the batch is pinned and waits for the copy; elsewhere its memory may be reused while it is still read
     return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
 

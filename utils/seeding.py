@@ -31,16 +31,27 @@ def seed_globals(*keys):
 def seeded_globals(*keys):
     """As `seed_globals` for the CPU generators, putting their states back afterwards.
 
-    For libraries that draw from the global generators (torchvision and timm transforms).
+    For libraries that draw from the global generators (timm's transforms).
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = _sequence(keys).generate_state(4)
+    states = random.getstate(), np.random.get_state()
+    words = _sequence(keys).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(words[1])
+    try:
+        with seeded_torch(*keys):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def seeded_torch(*keys):
+    """As `seeded_globals`, torch's generator alone, with the same draws: a tenth of the time (torchvision's transforms)."""
+    state = torch.get_rng_state()
+    words = _sequence(keys).generate_state(4)
     torch.default_generator.manual_seed((int(words[2]) << 32) + int(words[3]))
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        torch.set_rng_state(state)
