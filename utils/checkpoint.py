@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 
-from utils import distributed, formats, sharding
+from utils import distributed, formats, parts, sharding
 from utils.download import fetch, weights_folder
 from utils.files import expanded, naming, process_lives, replacing, sync_folder
 from utils.finite import check_finite
@@ -62,7 +62,8 @@ def load_checkpoint(source, moments=True):
     """Read a checkpoint onto the CPU.
 
     Args:
-        source: path, or http(s) address (downloaded once, see utils.download), or file:// address.
+        source: path, or http(s) address (downloaded once, see utils.download), or file:// address. A table of parts, or a
+            folder with one or with a file of weights, as transformers writes them, is read as a whole.
         moments: whether to read the moments of the optimizer from a folder, where they can be left on disk.
     Returns: dictionary. A config pickled by yacs comes back as nested dictionaries; a folder as one file would.
     Raises: FileNotFoundError; ValueError if the file is broken or holds anything but plain data.
@@ -75,7 +76,11 @@ def load_checkpoint(source, moments=True):
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: give the path or https address of a .pth or .safetensors "
                                 f"file.")
+    if path.name.endswith(parts.INDEX):
+        return parts.read_parts(path)
+    parts.check_no_part(path)
     content = formats.read(path)
+    content = _entries(content) or content
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected a dictionary of weights. {formats.SAVE_WEIGHTS}")
     return content
@@ -242,6 +247,9 @@ def load_folder(path, tensors=True, moments=True):
     Raises: ValueError if the folder is broken.
     """
     if not (Path(path) / STATE_FILE).is_file():
+        index, whole = parts.index_of(path), parts.whole_of(path)
+        if index or whole:  # of transformers and its relatives
+            return parts.read_parts(index) if index else load_checkpoint(whole)
         inside = sorted(found.name for found in Path(path).glob("*") if found.suffix in WEIGHT_FILES)
         advice = f" Give one of its files: {', '.join(inside[:4])}." if inside else ""
         raise ValueError(f"{path} is not a checkpoint: a folder with {STATE_FILE} was expected, as sharded runs write "
@@ -325,7 +333,7 @@ def weights_in(content, path, key=""):
 
 def weights_at(content, key=""):
     """(where they stand, "" = alone; {name: tensor}), see weights_of."""
-    found = dict(_state_dicts(content))
+    found, likely = _found(content)
     if key == ANY_AVERAGE not in found:
         key = next((name for name in found if set(name.split(".")) & set(formats.AVERAGE_KEYS)), key)
     if key:
@@ -334,24 +342,49 @@ def weights_at(content, key=""):
                        f"saves it" if key == ANY_AVERAGE else f"PRETRAINED_KEY={key} is not in the file")
             raise ValueError(f"{missing}. Weights stand under: {', '.join(name or 'no key' for name in found) or 'no key'}.")
         return key, found[key]
+    if not likely and len(found) > 1:
+        raise ValueError(f"weights stand under {', '.join(found)}, none of which is usual: choose with PRETRAINED_KEY, e.g. "
+                         f"--opts PRETRAINED_KEY {next(iter(found))}.")
     return next(iter(found.items()), ("", {}))
 
 
 def other_weights(content, place):
     """Keys beside `place` under which weights stand."""
-    return [key for key, _ in _state_dicts(content) if key and key != place and not place.startswith(f"{key}.")]
+    return [key for key in _found(content)[0] if key and key != place and not place.startswith(f"{key}.")]
 
 
-def _state_dicts(content, prefix="", depth=3):
-    """(key, or keys with dots between; {name: tensor}) of all state dicts in a checkpoint, the likelier first."""
-    for key in formats.WEIGHT_KEYS:
-        inside = content.get(key)
-        if isinstance(inside, dict) and depth:
-            yield from _state_dicts(inside, f"{prefix}{key}.", depth - 1)
+def _found(content):
+    """All state dicts in a checkpoint: {key, or keys with dots between: {name: tensor}}, the likelier first; and how many of
+    them stand where programs usually put them.
+    """
+    usual, others = {}, {}
+    _look_into(content, usual, others)
+    return {**usual, **others}, len(usual)
+
+
+def _look_into(content, usual, others, prefix="", depth=4, is_usual=True):
+    inside = {key: value for key in formats.WEIGHT_KEYS if (value := _entries(content.get(key)))}
+    for key, value in inside.items() if depth else ():
+        _look_into(value, usual, others, f"{prefix}{key}.", depth - 1, is_usual)
     tensors = {name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
                for name, value in content.items() if isinstance(value, torch.Tensor) or _is_numeric(value)}
-    if tensors:
-        yield prefix.rstrip("."), tensors
+    if tensors and is_usual:
+        usual[prefix.rstrip(".")] = tensors
+    elif any(str(name).endswith("weight") and value.ndim > 1 for name, value in tensors.items()):
+        others[prefix.rstrip(".")] = tensors
+    for key, value in content.items() if depth else ():
+        if isinstance(key, str) and key not in inside and (value := _entries(value)):
+            _look_into(value, usual, others, f"{prefix}{key}.", depth - 1, False)
+
+
+def _entries(value):
+    """A dictionary, or a list of pairs (name, tensor) as one; None of anything else."""
+    if isinstance(value, dict):
+        return value
+    pairs = isinstance(value, (list, tuple)) and value and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], torch.Tensor)
+        for pair in value)
+    return dict(value) if pairs else None
 
 
 def _is_numeric(value):

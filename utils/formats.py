@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils.extent import check_extent
+from utils.stand_ins import stand_ins
 
 log = logging.getLogger("simmim.checkpoint")
 
@@ -39,7 +40,8 @@ def numpy_number(kind, content):
 
 # where the weights of a checkpoint stand, the likelier first: `module` is DeepSpeed's, teacher and student are of distillation
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "module", "network", "net", "weights", "params", "teacher", "student",
-               "model_ema", "ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "checkpoint")
+               "model_ema", "ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "checkpoint", "encoder",
+               "backbone")
 AVERAGE_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model")  # those of an average
 # official files hold a pickled yacs node (SimMIM) or the arguments of the run (MAE) beside the weights: read as plain data
 PLAIN_DATA = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace, np.ndarray, np.dtype]
@@ -63,6 +65,9 @@ LOOKALIKES = (
     (b"<", "a web page, not the file: download that anew"),
     (b"{", "JSON: of a model in several files, give these one by one"),
     (b"\x89HDF", "HDF5, of another framework: convert it where it was made"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it first (gunzip)"),
+    *((b"\x80" + bytes([protocol]), f"a pickle that torch.save has not written; nothing of it was run. "
+       f"{SAVE_WEIGHTS}") for protocol in (3, 4, 5)),
 )
 PARTS_OF_OTHERS = {  # a part of an archive, and what the archive is
     r".*/code/.*": f"a program of TorchScript. {SAVE_WEIGHTS}",
@@ -162,7 +167,8 @@ def _begins_safetensors(start, path):
 def _read_torch(path, is_archive):
     if is_archive:
         _check_archive(path)
-    with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
+    known = [*PLAIN_DATA, *(_stand_ins(path) if is_archive else [])]
+    with torch.serialization.safe_globals(known), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it fails then, and we say so
         with open(path, "rb") as file:  # by a path that ends in .safetensors, newer versions would take it for one
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -170,6 +176,12 @@ def _read_torch(path, is_archive):
     if not is_archive:
         _warn_of_old_format(path)
     return content
+
+
+def _stand_ins(path):
+    """What stands in for the classes of other programs that a file names beside its weights."""
+    with torch.serialization.safe_globals(PLAIN_DATA), open(path, "rb") as file:
+        return stand_ins(torch.serialization.get_unsafe_globals_in_checkpoint(file))
 
 
 def _check_content(content, size):

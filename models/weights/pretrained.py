@@ -156,6 +156,12 @@ def _load_encoder(encoder, weights, report):
     unexpected = [name for name in weights if name not in matched]
     foreign = [name for name in [*missing, *unexpected]
                if not _is_optional(name) or (name in misfits and not name.startswith("head."))]
+    if foreign and not misfits and all(map(_is_optional, missing)):
+        raise ValueError(
+            f"{report.path} holds all {len(matched)} tensors of this encoder and {len(foreign)} that it has not, e.g. "
+            f"{foreign[0]}: another encoder, or parts beside it. Compare MODEL.TYPE and the settings of --cfg with those of "
+            f"the checkpoint; leave out what is beside the encoder where the file was made: torch.save({{name: weights[name] "
+            f"for name in weights if not name.startswith('{_first_part(foreign[0])}')}}, path).")
     if foreign:
         shapes = [f"{name} is {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
                   for name in misfits if name in foreign]
@@ -173,6 +179,10 @@ def _load_encoder(encoder, weights, report):
     report.resized += resized
     report.missing += missing
     report.unexpected += unexpected
+
+
+def _first_part(name):
+    return name[:name.find(".") + 1] or name
 
 
 def _certain_type(weights):

@@ -1,6 +1,14 @@
 """Checkpoints as other people's programs write them: wrapped, prefixed, with numbers of numpy, of encoders near to ours."""
+import datetime
+import gzip
+import json
 import logging
-from types import SimpleNamespace
+import pickle
+import sys
+import uuid
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +20,7 @@ from models import build_model, load_pretrained
 from tools.consolidate import main as consolidate
 from tools.convert import convert
 from utils.checkpoint import load_checkpoint
+from utils.stand_ins import Nothing
 
 from ..helpers import perturb, state_of, tiny_model
 
@@ -34,6 +43,9 @@ def content_of(kind, weights, others):
     return {
         "alone with a prefix": under("net.", weights), "Lightning": {"state_dict": under("model.", weights), "callbacks": {}},
         "nested": {"checkpoint": {"model": weights}}, "doubly nested": {"checkpoint": {"state_dict": {"model": weights}}},
+        "nested in names of one's own": {"run": {"my_net": {"best": weights}}, "epoch": 3},
+        "beside a decoder": {"encoder": weights, "decoder": {"up.weight": torch.ones(2, 2)}},
+        "as pairs": list(weights.items()), "as pairs under a key": {"model": tuple(weights.items())},
         "DINO": {"student": under("module.backbone.", others),
                  "teacher": under("backbone.", weights) | {"head.mlp.0.weight": torch.ones(2, 2)}},
         "weights and their average": {"model": weights, "model_ema": others},
@@ -44,7 +56,8 @@ def content_of(kind, weights, others):
 
 
 MORE = ("alone with a prefix", "Lightning", "nested", "doubly nested", "DINO", "weights and their average", "with an optimizer",
-        "arrays of numpy", "a number of numpy")
+        "arrays of numpy", "a number of numpy", "nested in names of one's own", "beside a decoder", "as pairs",
+        "as pairs under a key")
 
 
 @pytest.mark.parametrize("kind", [*(f"key {key}" for key in KEYS), *(f"prefix {prefix}" for prefix in PREFIXES), *MORE])
@@ -94,6 +107,121 @@ def test_objects_and_structures_of_numpy_are_refused(value, tmp_path):
     torch.save({"model": {}, "x": value}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="x.pth"):
         load_checkpoint(tmp_path / "x.pth")
+
+
+# ---- objects of other programs ------------------------------------------------------------------------------------
+
+@pytest.fixture
+def classes_of_others(monkeypatch):
+    """{name: class} of classes that a program has under names of other projects while it saves, as theirs would."""
+    found = {}
+    for place in ("mmengine.logging.history_buffer.HistoryBuffer", "omegaconf.dictconfig.DictConfig", "easydict.EasyDict",
+                  "lightning.pytorch.callbacks.Timer", "someones.Config"):
+        module, _, name = place.rpartition(".")
+        parts = module.split(".")
+        for i in range(len(parts)):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:i + 1]), ModuleType(parts[i]))
+        kind = type(name, (dict,) if name == "EasyDict" else (), {"__module__": module, "mean": lambda self: 1})
+        setattr(sys.modules[module], name, kind)
+        found[name] = kind
+    return found
+
+
+def test_objects_of_known_programs_beside_the_weights_are_read_as_nothing(classes_of_others, tmp_path, monkeypatch):
+    source, model = (perturb(tiny_model("swin", is_pretrain=False), seed) for seed in (1, 2))
+    history, settings = classes_of_others["HistoryBuffer"](), classes_of_others["EasyDict"](lr=1, names=["a"])
+    history.values, history.methods = np.ones(3), {"mean": history.mean}
+    beside = [Path("/x"), datetime.datetime(2026, 1, 2), defaultdict(list, {"a": [1]}), SimpleNamespace(a=1), uuid.uuid4(),
+              classes_of_others["DictConfig"](), {"loss": history}, settings, classes_of_others["Timer"]()]
+    torch.save({"meta": settings, "message_hub": beside, "state_dict": source.state_dict()}, tmp_path / "x.pth")
+    for name in ("mmengine", "omegaconf", "easydict", "lightning"):  # whoever reads the file has none of these programs
+        for module in [module for module in sys.modules if module.split(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+    load_pretrained(model, tmp_path / "x.pth")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+    content = load_checkpoint(tmp_path / "x.pth")
+    assert content["meta"] == {"lr": 1, "names": ["a"]} and content["message_hub"][2] == {"a": [1]}
+    assert {type(item) for item in content["message_hub"]} <= {Nothing, OrderedDict, dict}
+
+
+def test_objects_of_other_programs_are_refused_by_name(classes_of_others, tmp_path):
+    torch.save({"model": {}, "config": classes_of_others["Config"]()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds someones\.Config, which is code, not data: refused"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_function_that_is_read_as_nothing_is_not_called(tmp_path):
+    class Asks:
+        def __reduce__(self):
+            return getattr, ("text", "upper")
+
+    torch.save({"model": {}, "result": Asks(), "function": getattr}, tmp_path / "x.pth")
+    content = load_checkpoint(tmp_path / "x.pth")
+    assert type(content["result"]) is Nothing is content["function"]
+
+
+# ---- a model in several files -------------------------------------------------------------------------------------
+
+def write_parts(folder, weights, ending="safetensors"):
+    """Two files and their table, as transformers writes them; the path of the table."""
+    names, files = list(weights), [f"model-0000{i}-of-00002.{ending}" for i in (1, 2)]
+    places = {name: files[i >= len(names) // 2] for i, name in enumerate(names)}
+    for file in files:
+        part = {name: weights[name].contiguous() for name in names if places[name] == file}
+        (save_file if ending == "safetensors" else torch.save)(part, folder / file)
+    table = folder / f"model.{ending}.index.json"
+    table.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return table
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("given", ["table", "folder"])
+def test_model_in_parts_is_read_whole(given, ending, tmp_path):
+    source, model = (perturb(tiny_model("vit", is_pretrain=False), seed) for seed in (1, 2))
+    table = write_parts(tmp_path, source.state_dict(), ending)
+    load_pretrained(model, tmp_path if given == "folder" else table)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_folder_with_one_file_of_weights_is_read(name, tmp_path):
+    source = perturb(tiny_model("vit", is_pretrain=False))
+    (save_file if name.endswith("safetensors") else torch.save)(source.state_dict(), tmp_path / name)
+    (tmp_path / "config.json").write_text("{}")
+    load_pretrained(tiny_model("vit", is_pretrain=False, seed=9), tmp_path)
+
+
+def without_a_part(table):
+    table.with_name("model-00002-of-00002.safetensors").unlink()
+    return table
+
+
+def of_another_folder(table):
+    table.write_text(table.read_text().replace("model-00002", "../model-00002"))
+    return table
+
+
+def of_another_model(table):
+    table.write_text(table.read_text().replace('"weight_map": {', '"weight_map": {"w": "model-00001-of-00002.safetensors", '))
+    return table
+
+
+def without_a_map(table):
+    table.write_text("[1]")
+    return table
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (without_a_part, "names 2 parts, of which 1 are not there: model-00002-of-00002.safetensors. Fetch them"),
+    (of_another_folder, "names a part that is not beside it"),
+    (of_another_model, "says that w is in .*-00001-.*different models"),
+    (without_a_map, "is no table of parts of a model"),
+    (lambda table: table.with_name("model-00001-of-00002.safetensors"), r"one of 2 parts of a model: give .*\.index\.json"),
+    (lambda table: table.unlink() or table.with_name("model-00001-of-00002.safetensors"), r"fetch model\.safetensors\.index")])
+def test_parts_that_are_no_whole_are_refused(spoil, said, tmp_path):
+    table = spoil(write_parts(tmp_path, tiny_model("swin", is_pretrain=False).state_dict()))
+    with pytest.raises(ValueError, match=said):
+        load_checkpoint(table)
 
 
 # ---- wrapped by programs, and in other formats --------------------------------------------------------------------
@@ -184,6 +312,10 @@ REFUSED = {  # what a file holds, what is said
                       r"example layers\.0\.blocks\.0\.mlp\.fc1\.weight is not in the file"),
     "a ResNet": (lambda w: {"conv1.weight": torch.ones(4, 3, 3, 3), "fc.weight": torch.ones(2, 2)},
                  r"of a kind that is not known: they are named conv1\.weight, fc\.weight"),
+    "parts beside the encoder": (
+        lambda w: {**w, "bn.weight": torch.ones(3)},
+        r"all 63 tensors of this encoder and 1 that it has not, e\.g\. bn\.weight: .*startswith\('bn\.'\)"),
+    "two models": (lambda w: {"one": w, "two": w}, "weights stand under one, two, none .*: choose .*PRETRAINED_KEY one"),
     "LoRA": (lambda w: {f"{name}.lora_A": value for name, value in w.items()}, r"not known: they are named .*lora_A"),
     "NaN": (lambda w: {name: value * float("nan") for name, value in w.items()}, "NaN or infinite values"),
 }
@@ -198,7 +330,7 @@ def test_what_holds_no_weights_of_this_model_is_refused_in_one_line(kind, tmp_pa
     before = state_of(model)
     with pytest.raises(ValueError, match=said) as refusal:
         load_pretrained(model, tmp_path / "x.pth")
-    assert "x.pth" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert ("x.pth" in str(refusal.value) or kind == "two models") and "\n" not in str(refusal.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -214,6 +346,8 @@ OTHERS = {  # what writes a file, what it is said to be
     "TorchScript": (traced, f"a program of TorchScript.*{SAVE}"),
     "torch.export": (lambda path: torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)),
                                                     path.open("wb")), f"a program of torch.export.*{SAVE}"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), r"compressed by gzip: unpack it first \(gunzip\)"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 4)), f"a pickle that torch.save has not written.*{SAVE}"),
     "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "HDF5"),
 }
 
@@ -228,8 +362,8 @@ def test_file_that_is_no_checkpoint_is_said_to_be_what_it_is(kind, tmp_path):
 
 
 def test_folder_of_another_project_is_refused_with_its_files(tmp_path):
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"Give one of its files: model\.safetensors"):
+    (tmp_path / "last.safetensors").touch()
+    with pytest.raises(ValueError, match=r"Give one of its files: last\.safetensors"):
         load_checkpoint(tmp_path)
 
 
