@@ -151,6 +151,9 @@ DATA = {
     "NUM_WORKERS": Setting(8, "loader processes per training process", low=0, high=1024),
     "TIMEOUT_MINUTES": Setting(10.0, "+ loader processes that give nothing for so long end the run; 0 = never", "minutes",
                                low=0),
+    "DECODER": Setting("fast", "+ of training images: fast (JPEG files as far as a crop needs them; Pillow the others) | "
+                       "pillow (as always in evaluation, features and inference: so are the numbers of released models)",
+                       choices=("fast", "pillow")),
     "MAX_PIXELS": Setting(89478485, "+ larger pictures count as unreadable, like broken files", "pixels", low=1, high=10 ** 10),
     "BACKGROUND": Setting("white", "+ behind transparency: a colour, as name, #rrggbb or rgb(r,g,b), or mean (DATA.MEAN)",
                           rule=_colour),

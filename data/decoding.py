@@ -1,8 +1,44 @@
-"""What is seen of a picture."""
-from dataclasses import dataclass
+"""JPEG files read as far as a view of them needs it: only down to its last row, and smaller where it is shrunk far.
 
+The library is simplejpeg (libjpeg-turbo, as Pillow's): the same pixels, bit for bit, without a copy for Pillow. What it can't
+read as Pillow does is left to Pillow, which also decides whether a file is broken.
+"""
+import logging
+import os
+from dataclasses import dataclass
+from io import BytesIO
+from threading import local
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import crop, get_image_size, resize
+from torchvision.transforms.functional import crop, get_image_size, pil_modes_mapping, resize
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+log = logging.getLogger("simmim.data")
+
+MAGIC = b"\xff\xd8\xff"  # how JPEG files begin
+END = b"\xff\xd9"
+COLOURS = {"RGB": "RGB", "L": "GRAY"}  # modes that are decoded here
+SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
+OTHER_FRAMES = {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
+START_OF_SCAN, PICTURES_INDEX = 0xDA, (0xE2, b"MPF\0")
+ORIENTATION = 0x0112  # of EXIF
+SCALES = (8, 4, 2)  # by which libjpeg-turbo shrinks fast
+# What is left for resizing after libjpeg has shrunk. It cuts off frequencies sharply and resizing does so gently, so that
+# noise comes out differently: with twice the size left by 2.9 of 255, with three times by 1.3 (docs/benchmarks.md).
+LEFT_OVER = 3
+CONTEXT = 2  # rows below that colours are smoothed with
+LARGEST_FILE = 2 ** 28  # bytes that are read as a whole
+LARGEST_BUFFER = 2 ** 24  # bytes that a process keeps from picture to picture
+RESIZED_BY_TORCH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+_kept = local()
 
 
 @dataclass(frozen=True)
@@ -26,3 +62,145 @@ class View:
         if get_image_size(picture) != [self.width, self.height]:
             picture = crop(picture, self.top, self.left, self.height, self.width)
         return resize(picture, list(self.size), self.interpolation)
+
+    @property
+    def shrinks(self):
+        """How many pixels become one, along the side that is shrunk less."""
+        return min(self.height / self.size[0], self.width / self.size[1])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the head of a JPEG file says.
+
+    Attributes:
+        width, height: in pixels.
+        place: of the two bytes that say the height.
+        rows: whether the data has one row after another, in one scan.
+        data: where they begin.
+    """
+    width: int
+    height: int
+    place: int
+    rows: bool
+    data: int
+
+
+def available(decoder):
+    """The decoder that is used where a config asks for one; says where that is not the one."""
+    if decoder == "fast" and simplejpeg is None:
+        log.warning("DATA.DECODER fast needs simplejpeg, which is not installed (pip install -r requirements.txt): Pillow "
+                    "reads the images, at about half the speed. DATA.DECODER pillow switches this line off")
+        return "pillow"
+    return decoder
+
+
+def jpeg_view(file, mode, rules, choose):
+    """What a view shows of a JPEG file, or None where Pillow must read it.
+
+    Args:
+        file: binary file, at its beginning.
+        mode: PIL mode.
+        rules: data.pixels.Rules.
+        choose: (width, height) -> View.
+    Returns: (C, height, width) uint8.
+    """
+    if simplejpeg is None or mode not in COLOURS or file.read(len(MAGIC)) != MAGIC:
+        return None
+    if file.seek(0, os.SEEK_END) > LARGEST_FILE:
+        return None
+    file.seek(0)
+    data = file.read()
+    frame = read_frame(data)
+    if frame is None or frame.width * frame.height > rules.max_pixels or data.rfind(END, frame.data) < 0:
+        return None  # without an end it is cut off
+    if rules.upright and not _stands(data):
+        return None
+    view = choose(frame.width, frame.height)
+    scale = next((scale for scale in SCALES if view.shrinks >= scale * LEFT_OVER), 1)
+    try:
+        pixels = _decoded(data, frame, view, scale, COLOURS[mode])
+    except ValueError:  # of simplejpeg: Pillow says what is wrong, or reads it
+        return None
+    return None if pixels is None else _resized(pixels, view, scale)
+
+
+def read_frame(data):
+    """The Frame of a JPEG file; None of one that simplejpeg may read otherwise than Pillow, or not at all."""
+    at, found = 2, None
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xFF:  # may be repeated
+            at += 1
+            continue
+        body, length = at + 4, int.from_bytes(data[at + 2:at + 4], "big")
+        several = kind == PICTURES_INDEX[0] and data.startswith(PICTURES_INDEX[1], body)
+        if several or kind in OTHER_FRAMES or 0xD0 <= kind <= 0xD9:
+            return None
+        if kind in SEQUENTIAL + PROGRESSIVE:
+            height, width = (int.from_bytes(data[place:place + 2], "big") for place in (body + 1, body + 3))
+            if found or data[body] != 8 or not height or not width or data[body + 5] not in (1, 3):
+                return None  # not 8 bits; a height that comes later; CMYK
+            found = (width, height, body + 1), kind in SEQUENTIAL, data[body + 5]
+        if kind == START_OF_SCAN:
+            return found and Frame(*found[0], rows=found[1] and data[body] == found[2], data=body + length - 2)
+        at = body + length - 2
+    return None
+
+
+def _stands(data):
+    """Whether a file needs no turning."""
+    with Image.open(BytesIO(data)) as picture:
+        return picture.getexif().get(ORIENTATION, 1) == 1
+
+
+def _decoded(data, frame, view, scale, colours):
+    """The picture down to the last row of a view, a `scale`-th of its size: (rows, columns, channels) uint8, or None.
+
+    Entropy coding has to be read from the beginning, but not to the end: a file whose height is made smaller is a whole one.
+    """
+    rows = min(frame.height, view.top + view.height + CONTEXT)
+    if frame.rows and rows < frame.height:
+        data = bytearray(data)
+        data[frame.place:frame.place + 2] = rows.to_bytes(2, "big")
+    else:
+        rows = frame.height
+    height, width = -(-rows // scale), -(-frame.width // scale)
+    if colours == "RGB" and not _by_torch(view, scale):
+        colours = "RGBX"  # as Pillow keeps it: no copy
+    channels = {"RGB": 3, "RGBX": 4, "GRAY": 1}[colours]
+    # tolerant, as Pillow is: of broken data it shows what there is; here the rest of the rows is surplus
+    pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width, strict=False,
+                                    buffer=_buffer(height * width * channels))
+    return pixels if pixels.shape == (height, width, channels) else None
+
+
+def _buffer(size):
+    """Memory for a picture, the same every time: asking the system for megabytes takes longer than filling them."""
+    if size > LARGEST_BUFFER:
+        return None
+    if getattr(_kept, "buffer", None) is None or len(_kept.buffer) < size:
+        _kept.buffer = np.empty(size, dtype=np.uint8)
+    return _kept.buffer
+
+
+def _by_torch(view, scale):
+    """Whether torch resizes: several times as fast as Pillow where it has the instructions, but from whole pixels on."""
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return scale == 1 and fast and view.interpolation in RESIZED_BY_TORCH
+
+
+def _resized(pixels, view, scale):
+    """(C, height, width) of a view; the memory of `pixels` may be used again."""
+    bottom, right = view.top + view.height, view.left + view.width
+    if _by_torch(view, scale):
+        part = np.ascontiguousarray(pixels[view.top:bottom, view.left:right])
+        images = torch.from_numpy(part).permute(2, 0, 1).unsqueeze(0)
+        found = F.interpolate(images, view.size, mode=view.interpolation.value, antialias=True).squeeze(0)
+        return found.clone() if found.data_ptr() == images.data_ptr() else found
+    height, width, channels = pixels.shape
+    mode = {1: "L", 3: "RGB", 4: "RGBX"}[channels]
+    picture = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
+    box = tuple(side / scale for side in (view.left, view.top, right, bottom))
+    shown = np.array(picture.resize(view.size[::-1], pil_modes_mapping[view.interpolation], box=box))
+    return torch.from_numpy(shown.reshape(*view.size, channels)[..., :3]).permute(2, 0, 1)

@@ -43,6 +43,7 @@ from data.transforms import (
     pretrain_transform,
     probe_transform,
     rules_of,
+    training_rules_of,
 )
 from data.workers import Notes, Workers
 from utils import distributed
@@ -133,7 +134,7 @@ def _pretrain_loaders(config, train):
     found = unlabelled_samples(train_folder)
     warn_of_held_out((path for path, _ in found), train_folder, labelled=False)
     samples = Samples(found)  # once for both
-    trained = masked(samples, pretrain_transform(config), rules_of)
+    trained = masked(samples, pretrain_transform(config), training_rules_of)
     loader = _train_loader(config, trained, config.DATA.DATA_PATH or train_folder)
     return Loaders(loader, val, pictures=Pictures(held_out or plain(samples)))
 
@@ -159,7 +160,7 @@ def build_probe_loaders(config, train=True, head=None):
     samples = Samples(per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED))  # once for both
     augmented = None
     if config.PROBE.AUGMENT and not config.PROBE.KNN:
-        augmented = _train_loader(config, images(samples, probe_transform, rules_of), config.DATA.DATA_PATH)
+        augmented = _train_loader(config, images(samples, probe_transform, training_rules_of), config.DATA.DATA_PATH)
     plain = _eval_loader(config, images(samples, eval_transform), config.DATA.MAX_BAD_FRACTION,
                          _skipped(config, samples, config.DATA.DATA_PATH))
     return Loaders(augmented, val, classes, plain=plain)
@@ -198,7 +199,7 @@ def _finetune_loaders(config, train, head):
         return Loaders(None, val, classes)
     check_classes(classes)
     samples = per_class_subset(samples, config.DATA.IMAGES_PER_CLASS, config.SEED)
-    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, rules_of(config))
+    dataset = ImageDataset(samples, finetune_transform(config), mode, config.SEED, training_rules_of(config))
     return Loaders(_train_loader(config, dataset, config.DATA.DATA_PATH), val, classes)
 
 

@@ -29,11 +29,13 @@ class Rules:
         background: (r, g, b) behind transparency (DATA.BACKGROUND).
         white: value that is white in pictures of 16 bits, 32 bits or floats; 0 = as the format says (DATA.WHITE).
         upright: whether to turn pictures as their EXIF says (DATA.EXIF).
+        decoder: what reads views of JPEG files, see data/decoding.py (DATA.DECODER of training images).
     """
     max_pixels: int = MAX_PIXELS
     background: tuple = (255, 255, 255)
     white: float = 0.0
     upright: bool = False
+    decoder: str = "pillow"
 
 
 DEFAULT = Rules()

@@ -4,11 +4,13 @@ import os
 import stat
 import time
 from contextlib import contextmanager
+from functools import cache
 from threading import RLock
 
 from PIL import Image, PngImagePlugin
 from torchvision.transforms.functional import get_image_size
 
+from data import decoding
 from data.channels import MAGIC, picture_image, read_array
 from data.other_files import looks_like
 from data.pixels import DEFAULT, check_size, say_once
@@ -47,15 +49,17 @@ def read_image(source, mode="RGB", name=None, rules=DEFAULT):
 
 
 def read_view(source, mode, choose, rules=DEFAULT):
-    """What a view shows of a file: a PIL image or a tensor as of read_image.
+    """What a view shows of a file: a PIL image or a tensor as of read_image, or a tensor (C, height, width) uint8.
 
     Args:
         source, mode, rules: as of read_image.
-        choose: (width, height) -> data.decoding.View.
+        choose: (width, height) -> data.decoding.View; called once for a size, before anything is decoded if the decoder can
+            make use of it.
     Raises: as read_image.
     """
-    image = read_image(source, mode, rules=rules)
-    return choose(*get_image_size(image)).of(image)
+    choose = cache(choose)
+    image, stored_as = _read(source, mode, None, rules, choose if rules.decoder == "fast" else None)
+    return image if stored_as is None else choose(*get_image_size(image)).of(image)
 
 
 def examine(source, mode="RGB", rules=DEFAULT):
@@ -63,12 +67,12 @@ def examine(source, mode="RGB", rules=DEFAULT):
     return _read(source, mode, None, rules)[1]
 
 
-def _read(source, mode, name, rules):
-    """(the image, how it is stored)."""
+def _read(source, mode, name, rules, choose=None):
+    """(the image, how it is stored); with `choose` also (pixels of that view, None)."""
     name = shown(name or source)
     for pause in (*PAUSES, None):
         try:
-            return _decoded(source, mode, rules, name)
+            return _decoded(source, mode, rules, name, choose)
         # decoders meet broken files with nearly every kind of error: struct.error, KeyError, IndexError, SyntaxError, ...
         except Exception as error:
             failure = error
@@ -94,8 +98,12 @@ def _reason(error):
     return words if isinstance(error, (OSError, ValueError, SyntaxError)) and words else f"{type(error).__name__}: {words}"
 
 
-def _decoded(source, mode, rules, name):
+def _decoded(source, mode, rules, name, choose):
     with _file(source) as file:
+        pixels = decoding.jpeg_view(file, mode, rules, choose) if choose else None
+        if pixels is not None:
+            return pixels, None
+        file.seek(0)
         start = file.read(len(MAGIC))
         if not start:
             raise ValueError("the file is empty")

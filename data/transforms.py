@@ -1,6 +1,7 @@
 """From an image to what a model sees; the official pre-training and fine-tuning pipelines."""
 import math
 import random
+from dataclasses import replace
 
 import torch
 from PIL import Image, ImageColor, ImageOps
@@ -10,7 +11,7 @@ from torchvision.transforms.functional import crop, get_image_size, pil_to_tenso
 
 from config import encoder_config, image_size, pixel_statistics
 from data.batches import Erased, Normalisation
-from data.decoding import View
+from data.decoding import View, available
 from data.pixels import PIL_MODES, Rules
 from utils.seeding import seeded_globals, seeded_torch
 
@@ -102,7 +103,7 @@ def _interpolation(config, key, name):
 
 
 def rules_of(config):
-    """data.pixels.Rules of a config."""
+    """data.pixels.Rules of a config, for whatever is not trained on: Pillow decodes."""
     data = config.DATA
     if data.BACKGROUND == "mean":
         means = [round(255 * mean) for mean in pixel_statistics(config)[0]]
@@ -110,6 +111,11 @@ def rules_of(config):
     else:
         colour = ImageColor.getrgb(data.BACKGROUND)
     return Rules(data.MAX_PIXELS, colour, data.WHITE, data.EXIF)
+
+
+def training_rules_of(config):
+    """data.pixels.Rules of training images: DATA.DECODER decodes."""
+    return replace(rules_of(config), decoder=available(config.DATA.DECODER))
 
 
 def pretrain_transform(config):
