@@ -28,6 +28,7 @@ from models.inputs import (  # what a config says of images; from here for all a
     check_pretraining,  # noqa: F401
     encoder_config,  # noqa: F401
     image_size,  # noqa: F401
+    mask_preparation,  # noqa: F401
     pixel_statistics,  # noqa: F401
 )
 from models.methods import METHODS, SHARED
@@ -171,6 +172,8 @@ DATA = {
     "MASK_ROUND": Setting("up", "+ to whole units: up (SimMIM) | down | visible_down (what stays visible, MAE)",
                           choices=("up", "down", "visible_down"), jobs=PRETRAIN),
     "MASK_SHARED": Setting(False, "+ one mask for all images of a batch (MixMIM)", jobs=PRETRAIN),
+    "MASK_GROUPS": Setting(0, "+ in training, masks of a global batch: image i of it has mask i modulo this; 0 = its own",
+                           low=0, high=2 ** 20, jobs=PRETRAIN),
     "CROP": Setting("rrc", "+ pre-training: rrc (random area and shape) | src (short side resized, PixMIM)",
                     choices=("rrc", "src"), jobs=PRETRAIN),
     "CROP_SCALE": Setting([0.67, 1.0], "+ area of the random crop in pre-training, as a share of the image", kind=PAIR,

@@ -86,12 +86,14 @@ class MaskedImageDataset(ImageDataset):
     Args:
         mask_generator: see data/masks.py.
         shared: all images of a batch get the mask of one of them, which their keys name: (epoch, index, that one).
+        prepare: masks (B, h, w) -> nested tuples of tensors, which a batch then has as its third part; None = it has none.
     """
 
-    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False, rules=DEFAULT):
+    def __init__(self, samples, transform, mask_generator, mode="RGB", seed=0, shared=False, rules=DEFAULT, prepare=None):
         super().__init__(samples, transform, mode, seed, rules)
         self.mask_generator = mask_generator
         self.shares_masks = shared
+        self.prepare = prepare
 
     def item(self, key, source):
         epoch, _, first = whole_key(key)
@@ -102,7 +104,8 @@ class MaskedImageDataset(ImageDataset):
         """A batch of items; of those that name none to share it with, the first one has the mask of all."""
         if self.shares_masks:
             samples = [(image, samples[0][1]) for image, _ in samples]
-        return super().collate(samples)
+        batch = super().collate(samples)
+        return [*batch, self.prepare(batch[1])] if self.prepare else batch
 
 
 def whole_key(key):

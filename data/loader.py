@@ -6,7 +6,7 @@ from itertools import count
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from config import with_values
+from config import mask_preparation, with_values
 from data.bad_images import BadImages, Reader, skipped_indices
 from data.batches import Images
 from data.datasets import ImageDataset, MaskedImageDataset, per_class_subset, split_per_class
@@ -58,8 +58,9 @@ class Loaders:
     """What a run reads.
 
     Attributes:
-        train: batches of (images, masks) in pre-training, (images, labels) in fine-tuning; None for evaluation.
-        val: batches of the same kind, each image once; None if there is no validation data.
+        train: batches of (images, masks) in pre-training, with what the model wants prepared of the masks; (images, labels)
+            in fine-tuning; None for evaluation.
+        val: batches of the same kind, each image once, with nothing prepared; None if there is no validation data.
         classes: names of the classes; empty in pre-training.
         pictures: pre-training: (image, mask) without augmentation, held out where possible, to look at; bad ones are blank.
         plain: probing: batches of the training images without augmentation, each once.
@@ -119,8 +120,8 @@ def _pretrain_loaders(config, train):
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config, train)
     masks, mode = build_mask_generator(config), mode_of(config)
 
-    def masked(samples, transform, rules):
-        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED, rules(config))
+    def masked(samples, transform, rules, prepare=None):
+        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED, rules(config), prepare)
 
     def plain(samples):
         return masked(samples, heldout_transform(config), rules_of)
@@ -134,8 +135,8 @@ def _pretrain_loaders(config, train):
     found = unlabelled_samples(train_folder)
     warn_of_held_out((path for path, _ in found), train_folder, labelled=False)
     samples = Samples(found)  # once for both
-    trained = masked(samples, pretrain_transform(config), training_rules_of)
-    loader = _train_loader(config, trained, config.DATA.DATA_PATH or train_folder)
+    trained = masked(samples, pretrain_transform(config), training_rules_of, mask_preparation(config))
+    loader = _train_loader(config, trained, config.DATA.DATA_PATH or train_folder, config.DATA.MASK_GROUPS)
     return Loaders(loader, val, pictures=Pictures(held_out or plain(samples)))
 
 
@@ -399,10 +400,11 @@ class Pictures(Dataset):
             return self.dataset.finished(self.dataset.item(index, None))
 
 
-def _train_loader(config, dataset, root):
+def _train_loader(config, dataset, root, num_masks=0):
     bad = BadImages(len(dataset), config.DATA.MAX_BAD_FRACTION)
     reader = Reader(dataset, True, _skipped(config, dataset.samples, root), bad)
-    return ImageLoader(config, reader, _epoch_sampler(config, len(dataset), dataset.shares_masks), persistent=True)
+    sampler = _epoch_sampler(config, len(dataset), dataset.shares_masks, num_masks)
+    return ImageLoader(config, reader, sampler, persistent=True)
 
 
 def _skipped(config, samples, root):
@@ -420,9 +422,9 @@ def _skipped(config, samples, root):
     return skipped
 
 
-def _epoch_sampler(config, num_samples, shared=False):
+def _epoch_sampler(config, num_samples, shared=False, num_masks=0):
     rank, world_size = distributed.rank(), distributed.world_size()
-    sampler = EpochSampler(num_samples, config.DATA.BATCH_SIZE, rank, world_size, config.SEED, shared)
+    sampler = EpochSampler(num_samples, config.DATA.BATCH_SIZE, rank, world_size, config.SEED, shared, num_masks)
     if not sampler.num_batches:
         fewer = (f"a smaller --batch-size (at most {num_samples // world_size})" if num_samples >= world_size else
                  f"at most {num_samples} processes and --batch-size 1")

@@ -156,6 +156,12 @@ def _ratio_in_between(units, rounding):
 
 def draw_masks(config, number, rng):
     """Masks of a batch of `number` images, (number, rows, cols) bool, from a numpy RandomState."""
+    return torch.from_numpy(draw_mask_array(config, number, rng))
+
+
+def draw_mask_array(config, number, rng):
+    """As draw_masks, an array."""
     generator = build_mask_generator(config)
-    masks = [generator(rng)] * number if config.DATA.MASK_SHARED else [generator(rng) for _ in range(number)]
-    return torch.from_numpy(np.stack(masks)).bool()
+    different = 1 if config.DATA.MASK_SHARED else min(config.DATA.MASK_GROUPS or number, number)
+    masks = [generator(rng) for _ in range(different)]
+    return np.stack([masks[i % different] for i in range(number)]).astype(bool)

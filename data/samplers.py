@@ -30,15 +30,18 @@ class EpochSampler(Sampler):
         seed: the run's seed.
         shared: images of a batch share a mask: keys name the first image of the global batch, which decides on it, and where
             the batch of a process is even, partners stay together (see pairs_of).
+        num_masks: of a global batch that is not shared by all, 0 = of each image its own: keys name image i modulo
+            `num_masks` of the global batch. A batch of a process begins with the first mask where their number divides it.
     """
 
-    def __init__(self, num_samples, batch_size, rank, world_size, seed, shared=False):
+    def __init__(self, num_samples, batch_size, rank, world_size, seed, shared=False, num_masks=0):
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.shared = shared
+        self.num_masks = num_masks
         self.epoch = self.start = 0
         self.num_batches = num_samples // (batch_size * world_size)
 
@@ -72,6 +75,8 @@ class EpochSampler(Sampler):
         batches = order.reshape(self.num_batches, size)[start:end].tolist()
         if self.shared:
             return [(epoch, batch[i], batch[0]) for batch in batches for i in own]
+        if self.num_masks:
+            return [(epoch, batch[i], batch[i % self.num_masks]) for batch in batches for i in own]
         return [(epoch, batch[i]) for batch in batches for i in own]
 
 

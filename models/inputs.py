@@ -1,16 +1,11 @@
 """What a config says of the images and masks that its model takes. A config is known here as a tree, from wherever it comes."""
 from models.encoders import ENCODERS
+from models.encoders.checks import image_size
 from models.methods import METHODS
 from utils.registry import pick
 from utils.statistics import channel_statistics
 
 WHOLE_UNITS = {"random"}  # mask types whose units must divide the image
-
-
-def image_size(config):
-    """DATA.IMG_SIZE as (height, width)."""
-    size = config.DATA.IMG_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def encoder_config(config):
@@ -33,6 +28,11 @@ def check_model(config):
     pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE").check(config, image_size(config))
 
 
+def mask_preparation(config):
+    """What prepares the third argument of the pre-training model from the masks of a batch, see Component.groups; or None."""
+    return pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD").groups(config, image_size(config))
+
+
 def check_method(config):
     """Refuse what the pre-training method can't be, as it says itself. Raises ValueError."""
     pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD").check(config, image_size(config))
@@ -53,4 +53,7 @@ def check_pretraining(config):
     if whole and (height % unit or width % unit):
         raise ValueError(f"DATA.MASK_PATCH_SIZE={unit} does not divide DATA.IMG_SIZE={config.DATA.IMG_SIZE}: the mask grid "
                          f"needs whole units. {fix} or a DATA.IMG_SIZE that is a multiple of {unit}.")
+    if config.DATA.MASK_SHARED and config.DATA.MASK_GROUPS > 1:
+        raise ValueError(f"DATA.MASK_SHARED True asks for one mask, DATA.MASK_GROUPS={config.DATA.MASK_GROUPS} for several: "
+                         f"set MASK_SHARED False, or MASK_GROUPS 0.")
     pick(METHODS, config.MODEL.METHOD, "MODEL.METHOD").check_masks(config)

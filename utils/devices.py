@@ -1,5 +1,6 @@
 """What differs between kinds of devices."""
 import torch
+from torch.utils._pytree import tree_map
 
 
 def packed(loader):
@@ -8,9 +9,9 @@ def packed(loader):
 
 
 def to_device(batch, device):
-    """Tensors of a batch on the device, what is packed as the tensors that it stands for."""
+    """Tensors of a batch on the device, what is packed as the tensors that it stands for; tuples stay tuples of their kind."""
     # on CUDA the batch is pinned and waits for the copy; elsewhere its memory may be reused while it is still read
-    return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
+    return list(tree_map(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), tuple(batch)))
 
 
 def wait_for(device):

@@ -31,6 +31,9 @@ class Component:
             config that names an encoder is loaded, and before a method is built. Ranges and choices of single settings are
             checked before.
         check_masks: of a method, config -> None; called where masks are drawn, raises ValueError on those that it can't use.
+        groups: (config, (height, width)) -> what prepares in the processes of the loader, from the masks of a batch
+            (B, h, w), what the model gets as its third argument: nested tuples of tensors. None where nothing is prepared. Of
+            an encoder, for methods that drop tokens; of a method, what it takes of its encoder's.
         tiny: {NAME: value} of its settings that make a model small enough for images of 32 x 64 pixels, which the tests in
             tests/contracts then build; without them with the defaults.
     """
@@ -38,4 +41,5 @@ class Component:
     settings: dict = field(default_factory=dict)
     check: Callable = lambda config, size: None
     check_masks: Callable = lambda config: None
+    groups: Callable = lambda config, size: None
     tiny: dict = field(default_factory=dict)

@@ -3,6 +3,12 @@
 LARGEST_SIDE = 2 ** 14  # of an image or a patch, in pixels
 
 
+def image_size(config):
+    """DATA.IMG_SIZE as (height, width)."""
+    size = config.DATA.IMG_SIZE
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def check_stages(section, stages):
     """Depths and heads of an encoder with stages of twice the width each.
 

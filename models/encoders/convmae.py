@@ -155,7 +155,7 @@ class ConvViT(Encoder):
             x = self.run(block, x)
         return x, grid
 
-    def forward_visible(self, images, mask, ids):
+    def forward_visible(self, images, mask, ids, groups=None):
         stage1, stage2 = self._convolve(images, mask)
         x, _ = self._transform(stage2, ids)
         for decode, stage in ((self.stage1_output_decode, stage1), (self.stage2_output_decode, stage2)):

@@ -46,13 +46,15 @@ class Encoder(nn.Module):
         """(B, in_chans, H, W), optional mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_map")
 
-    def forward_visible(self, images, mask, ids):
+    def forward_visible(self, images, mask, ids, groups=None):
         """Only what is visible goes through the encoder, as MAE wants it.
 
         Args:
             images: (B, in_chans, H, W).
-            mask: (B, H/patch, W/patch) bool, True = hidden; as many in each image.
-            ids: (B, n) int64, positions of the visible patches in row-major order, rising.
+            mask: (B, H/patch, W/patch) bool, True = hidden; as many in each image, cells of the feature map as a whole.
+            ids: (B, n) int64, positions of the visible cells of the feature map in row-major order, rising.
+            groups: what `groups` of its Component has prepared from the mask (utils/registry.py); None = the encoder does
+                without, or prepares it itself.
         Returns: (B, num_prefix_tokens + n, num_features), normalised.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward_visible")

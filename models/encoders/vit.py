@@ -254,7 +254,7 @@ class VisionTransformer(Encoder):
             x = self.run(block, x, grid, shared_bias)
         return self.norm(x), grid
 
-    def forward_visible(self, images, mask, ids):
+    def forward_visible(self, images, mask, ids, groups=None):
         x, cls_token, _ = self._embed(images)
         x = x.gather(1, ids.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         x = self.pos_drop(torch.cat([cls_token, x], dim=1))

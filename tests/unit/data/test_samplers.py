@@ -71,6 +71,17 @@ def test_features_from_any_start_are_those_of_the_whole_epoch():
         assert all(torch.equal(one, other) for one, other in zip(batch, expected, strict=True))
 
 
+@pytest.mark.parametrize(("world_size", "num_masks"), product((1, 2, 4), (1, 2, 3, 8, 40)))
+def test_masks_take_turns_in_the_global_batch_whoever_reads_it(world_size, num_masks):
+    whole = keys_of(EpochSampler(50, 16, 0, 1, seed=3, num_masks=num_masks), 2)
+    size = 16 // world_size
+    parts = [keys_of(EpochSampler(50, size, rank, world_size, seed=3, num_masks=num_masks), 2) for rank in range(world_size)]
+    together = [key for start in range(0, len(parts[0]), size) for part in parts for key in part[start:start + size]]
+    assert together == whole and [key[1] for key in whole] == [key[1] for key in keys_of(EpochSampler(50, 16, 0, 1, seed=3), 2)]
+    for i, (_, _, first) in enumerate(whole):
+        assert first == whole[i // 16 * 16 + i % 16 % num_masks][1]
+
+
 # ---- shared masks, pairs ------------------------------------------------------------------------------------------
 
 def partners(batch):
