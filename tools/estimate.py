@@ -59,8 +59,8 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional as F
 
-from config import encoder_config, image_size, images_per_step, load_config, scaled_config
-from data.masks import build_mask_generator
+from config import encoder_config, image_size, images_per_step, load_config, mask_preparation, scaled_config
+from data.masks import draw_mask_array
 from models import build_model
 from models.freezing import freeze, train_mode
 from utils.costs import (
@@ -74,6 +74,7 @@ from utils.costs import (
     training_memory,
 )
 from utils.registry import pick
+from utils.seeding import rng_for
 
 MOMENTS = {"adamw": 2, "sgd": 1, "fused_adam": 2, "fused_lamb": 2}  # fp32 values of the optimizer for each parameter
 MIXED = torch.bfloat16  # where a GPU has float16 only, sizes are the same
@@ -162,20 +163,25 @@ def training_loss(config, model, is_pretrain):
     """Function of nothing: the loss of a batch, as the mains compute it."""
     batch, (height, width) = config.DATA.BATCH_SIZE, image_size(config)
     block, dtype = encoder_config(config), format_of(config)
+    masks = draw_mask_array(config, batch, rng_for(config.SEED)) if is_pretrain else None
+    prepare = mask_preparation(config) if is_pretrain else None
+    prepared = [prepare(masks)] if prepare else []  # its sizes depend on the masks
     if hasattr(model, "num_visible"):  # it looks into the mask, which has no content here
-        visible = int((build_mask_generator(config)() == 0).sum())
+        step = model.encoder.stride // model.encoder.patch_size
+        visible = int((~masks[0, ::step, ::step]).sum())
         model.num_visible = lambda mask: visible
-    if hasattr(model, "check_mask"):
-        model.check_mask = lambda mask, cells: None
+    for check in ("check_mask", "check_cells"):
+        if hasattr(model, check):
+            setattr(model, check, lambda *mask: None)
 
     def compute():
         images = torch.empty(batch, block.IN_CHANS, height, width)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             if not is_pretrain:
                 return F.cross_entropy(model(images).float(), torch.empty(batch, config.MODEL.NUM_CLASSES))  # mixup's labels
-            return model(images, torch.empty(batch, height // block.PATCH_SIZE, width // block.PATCH_SIZE, dtype=torch.bool))
+            mask = torch.empty(batch, height // block.PATCH_SIZE, width // block.PATCH_SIZE, dtype=torch.bool)
+            return model(images, mask, *prepared)
     return compute
-
 
 def memory_rows(gpus, model):
     """Bytes that each of `gpus` needs, under ddp and under fsdp; the same for one, which holds everything."""

@@ -176,6 +176,8 @@ def zoo_row(config, stage, parameters, fixed_size=False):
     block, size, notes = encoder_config(config), image_size(config), []
     if config.MODEL.TYPE not in rows or block.get("USE_RPB") or block.get("USE_SHARED_RPB"):
         return None
+    if stage == "pretrain" and config.MODEL.TYPE == "swin" and config.MODEL.METHOD != "simmim":
+        return None
     more_parameters = rows[config.MODEL.TYPE][1](block, grid_of(config, size), stage)
     if stage == "pretrain" and size != ZOO_SIZE and not fixed_size:
         notes.append(f"measured at {ZOO_SIZE[0]} px, the default of its tool")

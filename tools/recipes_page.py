@@ -12,7 +12,8 @@ FOLDERS = {  # in the order of the page: what they are, as a heading
     "vit_base": "SimMIM, ViT-B/16", "swinv2_small": "SimMIM, SwinV2-S", "swinv2_base": "SimMIM, SwinV2-B",
     "swinv2_large": "SimMIM, SwinV2-L", "swinv2_huge": "SimMIM, SwinV2-H (658M)",
     "swinv2_giant_1b": "SimMIM, SwinV2-g (1.06B)", "swinv2_giant_3b": "SimMIM, SwinV2-G (3.0B)", "mae": "MAE",
-    "pixmim": "PixMIM", "convmae": "ConvMAE", "mixmim": "MixMIM", "lsmae": "LSMAE"}
+    "pixmim": "PixMIM", "convmae": "ConvMAE", "mixmim": "MixMIM", "lsmae": "LSMAE",
+    "sparse": "GreenMIM: Swin, visible tokens alone"}
 INTRODUCTION = """# Recipes
 <!-- Made by tools/pages.py from the first lines of the files in configs/: change those. -->
 

@@ -26,6 +26,7 @@ class MixMIMTransformer(SwinTransformer):
         Others as SwinTransformer.
     """
 
+    drops_tokens = False
     mixes_images = True
 
     def __init__(self, img_size=(224, 224), patch_size=4, in_chans=3, num_classes=0, embed_dim=128, depths=(2, 2, 18, 2),

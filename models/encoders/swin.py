@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models.encoders.checks import LARGEST_SIDE, check_stages, window_problem
 from models.encoders.encoder import REBUILT_BUFFERS, Encoder, linear_head
+from models.encoders.packing import Packer, Packing
 from models.layers import (
     DropPath,
     LayerNorm,
@@ -125,9 +126,23 @@ class WindowAttention(nn.Module):
         x = x.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(batch, windows, tokens, dim)
         return self.proj_drop(self.proj(x))
 
+    def attend_packed(self, x, packing):
+        """Attention of visible tokens inside their windows.
+
+        Args:
+            x: (B, n, C), image i with the tokens of mask i % K.
+            packing: a Packing of these K * n tokens, for this window.
+        Returns: (B, n, C).
+        """
+        batch, tokens, dim = x.shape
+        rows = batch * tokens // len(packing.inverse)  # images that share a mask
+        q, k, v = (packing.pack(part.squeeze(1)) for part in self.project(x.reshape(rows, 1, -1, dim)))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.bias(self.bias_table().to(q.dtype)), scale=self.scale)
+        return self.proj_drop(self.proj(packing.unpack(x).view(batch, tokens, dim)))
+
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP with pre-norms; (B, H, W, C) -> (B, H, W, C).
+    """Window attention and MLP with pre-norms; (B, H, W, C) -> (B, H, W, C), or visible tokens (B, n, C) -> (B, n, C).
 
     Args:
         grid: (H, W) of the map the model is built for; other maps work, padded to whole windows where needed.
@@ -155,18 +170,21 @@ class SwinBlock(nn.Module):
         padded = any(side % w for side, w in zip(grid, self.window, strict=True))
         return window_mask(grid, self.window, shift) if any(shift) or padded else None
 
-    def forward(self, x, mask=None):
-        x = x + self.drop_path(self.attend(self.norm1(x), mask))
+    def forward(self, x, mask=None, packing=None):
+        x = x + self.drop_path(self.attend(self.norm1(x), mask, packing))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def attend(self, x, mask=None):
+    def attend(self, x, mask=None, packing=None):
         """Attention in the (shifted) windows of a map.
 
         Args:
             x: (B, H, W, C).
             mask: (windows, h*w, h*w) added to the scores instead of the block's own, of the padded and shifted map.
-        Returns: (B, H, W, C).
+            packing: of visible tokens x (B, n, C), see WindowAttention.attend_packed.
+        Returns: of the shape of x.
         """
+        if packing is not None:
+            return self.attn.attend_packed(x, packing)
         batch, height, width, dim = x.shape
         (h, w), shift = self.window, self._shift_for((height, width))
         if mask is None and (height, width) == self.grid:
@@ -236,6 +254,8 @@ class SwinTransformer(Encoder):
         use_checkpoint: recompute activations in the backward pass.
     """
 
+    drops_tokens = True
+
     def __init__(self, img_size=(224, 224), patch_size=4, in_chans=3, num_classes=0, embed_dim=96, depths=(2, 2, 6, 2),
                  num_heads=(3, 6, 12, 24), window_size=7, mlp_ratio=4.0, qkv_bias=True, qk_scale=None, drop_rate=0.0,
                  drop_path_rate=0.1, ape=False, patch_norm=True, use_mask_token=False, use_checkpoint=False):
@@ -258,12 +278,12 @@ class SwinTransformer(Encoder):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, self.num_layers))
-        windows = [window_size] * len(depths) if isinstance(window_size, int) else window_size
+        windows = stage_windows(self.grid, [window_size] * len(depths) if isinstance(window_size, int) else window_size)
+        self.packer = Packer(windows, [depth > 1 for depth in depths])
         stages = []
-        for stage, (depth, heads, side) in enumerate(zip(depths, num_heads, windows, strict=True)):
+        for stage, (depth, heads, window) in enumerate(zip(depths, num_heads, windows, strict=True)):
             dim = embed_dim * 2 ** stage
             grid = tuple(-(-side // 2 ** stage) for side in self.grid)  # odd maps are padded before they are merged
-            window = tuple(min(side, tokens) for tokens in grid)
             attention = {"dim": dim, "window": window, "num_heads": heads, "qkv_bias": qkv_bias, "drop": drop_rate}
             blocks = [self.make_block(stage, i, attention, dim=dim, grid=grid, shifted=i % 2 == 1, mlp_ratio=mlp_ratio,
                                       drop=drop_rate, drop_path=next(rates)) for i in range(depth)]
@@ -330,6 +350,35 @@ class SwinTransformer(Encoder):
     def forward_map(self, images, mask=None):
         return self._tokens(images, mask).permute(0, 3, 1, 2)
 
+    def forward_visible(self, images, mask, ids, groups=None):
+        """As Encoder.forward_visible, of cells of the last map.
+
+        A cell is a small dense map in every stage, on which all but attention runs as it is. Windows shift and shrink as
+        they do on the whole map.
+        """
+        batch, stride = len(images), self.stride
+        if images.shape[2] % stride or images.shape[3] % stride:
+            raise ValueError(f"images of {images.shape[2]}x{images.shape[3]} pixels are not whole cells of {stride} pixels, "
+                             f"which are hidden or visible as a whole.")
+        groups = self.packer(mask) if groups is None else groups
+        side, grid = stride // self.patch_size, tuple(length // self.patch_size for length in images.shape[2:])
+        images = cells_of(images.permute(0, 2, 3, 1), stride)                                     # (B, L, stride, stride, C)
+        images = images[torch.arange(batch, device=ids.device).unsqueeze(1), ids].flatten(0, 1)   # (B * n, stride, stride, C)
+        x = self._embed(images.permute(0, 3, 1, 2)).view(batch, -1, side, side, self.patch_embed.proj.out_channels)
+        if hasattr(self, "absolute_pos_embed"):
+            positions = resize_position_embedding(self.absolute_pos_embed, self.grid, grid).view(1, *grid, -1)
+            x = x + cells_of(positions, side)[0][ids]
+        x = self.pos_drop(x).flatten(1, 3)                                                        # (B, n * side^2, C)
+        for stage, tables in zip(self.layers, groups.tables, strict=True):
+            packings = [Packing.of(table.to(x.device), groups.ids.shape[0] * x.shape[1], stage.blocks[0].window)
+                        for table in tables]
+            for block in stage.blocks:
+                x = self.run(block, x, None, packings[-1 if block.shifted else 0])
+            if hasattr(stage, "downsample"):
+                x = stage.downsample(x.view(-1, side, side, x.shape[-1])).view(batch, -1, 2 * x.shape[-1])
+                side //= 2
+        return self.norm(x)
+
     def forward_pooled(self, images):
         return self._tokens(images).mean(dim=(1, 2))
 
@@ -370,6 +419,24 @@ class SwinTransformer(Encoder):
     def resize_table(self, table, source, target):
         """A position bias table for windows of another size."""
         return resize_bias_table(table, source, target)
+
+
+def cells_of(x, side):
+    """Cut a map into cells: (B, H, W, C) -> (B, cells, side, side, C), row by row."""
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, rows, side, columns, side, C)
+    return x.transpose(2, 3).flatten(1, 2)
+
+
+def stage_windows(grid, windows):
+    """(h, w) of the windows of each stage, for a map of (H, W) tokens: they shrink to the maps, which halve."""
+    maps = [tuple(-(-side // 2 ** stage) for side in grid) for stage in range(len(windows))]
+    return [tuple(min(window, side) for side in sides) for window, sides in zip(windows, maps, strict=True)]
+
+
+def window_packer(swin, size):
+    """The Packer of an encoder with the settings `swin`, e.g. of MODEL.SWIN, for images of (height, width) pixels."""
+    grid = tuple(side // swin.PATCH_SIZE for side in size)
+    return Packer(stage_windows(grid, [swin.WINDOW_SIZE] * len(swin.DEPTHS)), [depth > 1 for depth in swin.DEPTHS])
 
 
 def build_swin(config, img_size, num_classes, use_mask_token):
@@ -414,7 +481,12 @@ def check_swin(config, size):
     check_windows(config, size, "MODEL.SWIN", config.MODEL.SWIN)
 
 
-SWIN = Component(build_swin, check=check_swin, settings={
+def swin_groups(config, size):
+    """As Component.groups."""
+    return window_packer(config.MODEL.SWIN, size)
+
+
+SWIN = Component(build_swin, check=check_swin, groups=swin_groups, settings={
     "PATCH_SIZE": Setting(4, "side of a token", "pixels", low=1, high=LARGEST_SIDE),
     "IN_CHANS": Setting(3, "channels of the images", low=1, high=1024),
     "EMBED_DIM": Setting(96, "width of the first stage; doubles at each stage", low=1, high=2 ** 16),

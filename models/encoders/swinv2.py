@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.encoders.swin import SWIN, PatchMerging, SwinBlock, SwinTransformer, WindowAttention, check_windows
+from models.encoders.swin import (
+    SWIN,
+    PatchMerging,
+    SwinBlock,
+    SwinTransformer,
+    WindowAttention,
+    check_windows,
+    window_packer,
+)
 from models.layers import LayerNorm
 from models.position import num_table_rows
 from utils.registry import Component
@@ -96,7 +104,7 @@ class CosineWindowAttention(WindowAttention):
 
 
 class SwinV2Block(SwinBlock):
-    """Window attention and MLP, each branch normalised before it is added; (B, H, W, C) -> (B, H, W, C).
+    """Window attention and MLP, each branch normalised before it is added; shapes as SwinBlock.
 
     Args:
         extra_norm: normalise the main branch at the end.
@@ -106,8 +114,8 @@ class SwinV2Block(SwinBlock):
         super().__init__(dim, *args, **kwargs)
         self.norm3 = LayerNorm(dim) if extra_norm else nn.Identity()
 
-    def forward(self, x, mask=None):
-        x = x + self.drop_path(self.norm1(self.attend(x, mask)))
+    def forward(self, x, mask=None, packing=None):
+        x = x + self.drop_path(self.norm1(self.attend(x, mask, packing)))
         return self.norm3(x + self.drop_path(self.norm2(self.mlp(x))))
 
 
@@ -198,7 +206,12 @@ def check_swinv2(config, size):
                          f"{len(swin.DEPTHS)} stages of MODEL.SWINV2.DEPTHS={swin.DEPTHS}.")
 
 
-SWINV2 = Component(build_swinv2, check=check_swinv2, settings={
+def swinv2_groups(config, size):
+    """As Component.groups."""
+    return window_packer(config.MODEL.SWINV2, size)
+
+
+SWINV2 = Component(build_swinv2, check=check_swinv2, groups=swinv2_groups, settings={
     **{name: setting for name, setting in SWIN.settings.items() if name != "QK_SCALE"},
     "QKV_BIAS": Setting(True, "for query and value; the key has no bias"),
     "PRETRAINED_WINDOW_SIZES": Setting([0, 0, 0, 0], "per stage: window the position bias was trained in, 0 = this one",

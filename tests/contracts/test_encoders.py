@@ -45,10 +45,11 @@ def masked(request):
 def dropping(request):
     """An encoder that lets only visible patches through, with a mask that hides half."""
     config = make_config(*request.param, method="mae")
-    mask = make_mask(config)
-    ids = torch.stack([row.logical_not().nonzero().squeeze(1) for row in mask.flatten(1)])
-    return SimpleNamespace(config=config, encoder=build(config, is_pretrain=True).encoder, images=make_images(config),
-                           mask=mask, ids=ids)
+    mask, encoder = make_mask(config), build(config, is_pretrain=True).encoder
+    step = encoder.stride // encoder.patch_size
+    ids = torch.stack([row.logical_not().nonzero().squeeze(1) for row in mask[:, ::step, ::step].flatten(1)])
+    return SimpleNamespace(name=request.param[0], config=config, encoder=encoder, images=make_images(config), mask=mask,
+                           ids=ids)
 
 
 # ---- facts --------------------------------------------------------------------------------------------------------
@@ -175,6 +176,16 @@ def test_hidden_pixels_do_not_reach_the_visible_tokens(dropping):
     other = torch.where(hidden, torch.full_like(dropping.images, 7.0), dropping.images)
     tokens = [dropping.encoder.forward_visible(images, dropping.mask, dropping.ids) for images in (dropping.images, other)]
     assert torch.equal(*tokens)
+
+
+@torch.no_grad()
+def test_visible_tokens_of_a_whole_image_are_its_features(dropping):
+    """The same computation, whatever is regrouped for it; ConvMAE then adds earlier stages."""
+    if dropping.name in OWN_PARTS:
+        return
+    all_ids = torch.arange(dropping.ids.shape[1] * 2).expand(BATCH, -1)
+    tokens = dropping.encoder.forward_visible(dropping.images, torch.zeros_like(dropping.mask), all_ids)
+    torch.testing.assert_close(tokens, dropping.encoder.forward_tokens(dropping.images), atol=1e-5, rtol=1e-5)
 
 
 # ---- classification -----------------------------------------------------------------------------------------------

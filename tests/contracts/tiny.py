@@ -56,9 +56,11 @@ METHOD_VARIANTS = {
                "normalised": {"MODEL.MIXMIM.NORM_PIX_LOSS": True}, "low_pass": LOW_PASS},
 }
 # what a method needs of an encoder: {method: [(encoder, variant)]}; without an entry any will do that has a mask token
-NEEDS = {"mae": [("convmae", "plain"), ("convmae", "no_qkv_bias"), ("vit", "no_tables"), ("vit", "mae")],
+NEEDS = {"mae": [("convmae", "plain"), ("convmae", "no_qkv_bias"), ("swin", "plain"), ("swinv2", "plain"),
+                 ("vit", "no_tables"), ("vit", "mae")],
          "mixmim": [("mixmim", "plain"), ("mixmim", "global_windows")]}
 NO_MASK_TOKEN = {"convmae"}
+DROPS_CELLS = {"swin", "swinv2"}  # of several patches
 HEAD_LIKE_LAST_BLOCK = {"mixmim"}  # official layer decay
 FIXED_IN_CLASSIFIER = {"mixmim": {"absolute_pos_embed"}}
 # parts of an encoder that only pre-training has, and that only classification has, besides the head
@@ -68,7 +70,8 @@ ENCODER_CASES = [(name, variant) for name in ENCODERS for variant in VARIANTS.ge
 MASKED_CASES = [(name, variant) for name, variant in ENCODER_CASES if name not in NO_MASK_TOKEN]
 CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES
          for method in METHODS if (name, variant) in NEEDS.get(method, MASKED_CASES)
-         for kind in METHOD_VARIANTS.get(method, ["tiny"])]
+         for kind in METHOD_VARIANTS.get(method, ["tiny"])
+         if method != "mae" or name not in DROPS_CELLS or kind == "normalised"]  # the target of the widest patches
 
 
 def settings_of(table, name, variant):
@@ -111,6 +114,11 @@ def make_mask(config, batch=BATCH, size=None, seed=3):
     patch = encoder_config(config).PATCH_SIZE
     height, width = size or image_size(config)
     generator = torch.Generator().manual_seed(seed)
+    if config.MODEL.METHOD in NEEDS and config.MODEL.TYPE in DROPS_CELLS:
+        unit = config.DATA.MASK_PATCH_SIZE
+        order = torch.rand(batch, height // unit * (width // unit), generator=generator).argsort(dim=1)
+        mask = (order < order.shape[1] // 2).view(batch, height // unit, width // unit)
+        return mask.repeat_interleave(unit // patch, 1).repeat_interleave(unit // patch, 2)
     if config.DATA.MASK_SHARED:
         unit = config.DATA.MASK_PATCH_SIZE
         order = torch.rand(height // unit * (width // unit), generator=generator).argsort()

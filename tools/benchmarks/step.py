@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from config import encoder_config, image_size, load_config
+from config import encoder_config, image_size, load_config, mask_preparation
 from data.masks import draw_masks
 from engine import Updater, build_average
 from models import build_model
@@ -15,7 +15,7 @@ from optimizer import build_optimizer
 from tools.benchmarks.report import MatrixPeak, report
 from tools.estimate import count_flops
 from utils import distributed
-from utils.devices import wait_for
+from utils.devices import to_device, wait_for
 from utils.meters import peak_memory_mb
 from utils.precision import build_precision
 from utils.seeding import rng_for, seed_globals
@@ -59,8 +59,9 @@ class Candidate:
         self.seconds, self.memory = [], 0.0
 
     def _masked(self):
-        mask = draw_masks(self.config, len(self.images), rng_for(self.config.SEED)).to(self.device)
-        return lambda model: model(self.images, mask)
+        mask, prepare = draw_masks(self.config, len(self.images), rng_for(self.config.SEED)), mask_preparation(self.config)
+        batch = to_device([mask, *([prepare(mask)] if prepare else [])], self.device)  # as the loader gives it
+        return lambda model: model(self.images, *batch)
 
     def _classified(self):
         labels = torch.randint(self.config.MODEL.NUM_CLASSES, (len(self.images),), device=self.device)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from config import load_config
+from config import load_config, mask_preparation
 from data import build_loader
 from data.loader import EpochSampler, EvalSampler, build_mixup, build_probe_loaders
 from data.masks import build_mask_generator, draw_masks
+from utils.devices import to_device
 
 from ..helpers import TINY, opts_of, tiny_config, write_image
 
@@ -220,11 +221,30 @@ def test_shared_masks_are_those_of_the_first_image_of_each_batch(tmp_path, num_w
     assert len(seen) == 5 and not any(torch.equal(one, other) for i, one in enumerate(seen) for other in seen[:i])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_prepares_what_the_model_wants_of_the_masks(tmp_path, num_workers):
+    """In training only; two masks take turns in a batch of four."""
+    tree(tmp_path, train=8, val=3)
+    overrides = {"MODEL.METHOD": "mae", "DATA.MASK_GROUPS": 2, "DATA.BATCH_SIZE": 4, "DATA.NUM_WORKERS": num_workers,
+                 "DATA.DATA_PATH": str(tmp_path / "train"), "DATA.VAL_PATH": str(tmp_path / "val")}
+    config = tiny_config("swin", overrides)
+    loaders = build_loader(config, is_pretrain=True)
+    for batch in loaders.train:
+        images, masks, groups = to_device(batch, torch.device("cpu"))
+        expected = mask_preparation(config)(masks)
+        assert len(images) == 4 and groups.ids.shape == (2, 12) and not torch.equal(masks[0], masks[1])
+        assert torch.equal(masks[:2], masks[2:]) and torch.equal(groups.ids, expected.ids)
+        assert all(map(torch.equal, *([table for stage in found.tables for table in stage] for found in (groups, expected))))
+    assert [len(batch) for batch in loaders.val] == [2]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_drawn_masks_are_shared_where_the_config_says_so(tmp_path, shared):
     masks = draw_masks(config_for(tmp_path, MASK_SHARED=shared), 4, np.random.RandomState(0))
     assert masks.shape == (4, 4, 8) and masks.dtype == torch.bool
     assert torch.equal(masks, masks[:1].expand_as(masks)) == shared
+    three = draw_masks(config_for(tmp_path, MASK_GROUPS=3), 7, np.random.RandomState(0))
+    assert len(three.flatten(1).unique(dim=0)) == 3 and torch.equal(three[3:], three[:4])
 
 
 # ---- mixing -------------------------------------------------------------------------------------------------------
