@@ -1,5 +1,6 @@
 """What every encoder keeps: facts, feature maps, classification."""
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -83,11 +84,16 @@ def test_layers_come_in_order(case):
     assert blocks == sorted(blocks)
 
 
+@cache
+def parameters_of_variants(name):
+    """Names of the parameters that an encoder of this type can have, in pre-training or as a classifier."""
+    models = [build(make_config(name, variant), is_pretrain) for variant in VARIANTS.get(name, ["tiny"])
+              for is_pretrain in (True, False)]
+    return {parameter for model in models for parameter, _ in getattr(model, "encoder", model).named_parameters()}
+
+
 def test_names_without_weight_decay_are_parameters_of_some_variant(case):
-    name = case.config.MODEL.TYPE
-    known = {parameter for variant in VARIANTS.get(name, ["tiny"]) for is_pretrain in (True, False)
-             for parameter, _ in getattr(build(make_config(name, variant), is_pretrain), "encoder",
-                                         build(make_config(name, variant), is_pretrain)).named_parameters()}
+    known = parameters_of_variants(case.config.MODEL.TYPE)
     assert case.encoder.no_weight_decay() <= known
     for keyword in case.encoder.no_weight_decay_keywords():
         assert any(keyword in parameter for parameter in known), keyword

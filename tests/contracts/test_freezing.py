@@ -10,10 +10,9 @@ from models.layers import DropPath
 from optimizer import build_optimizer
 from utils.precision import build_precision
 
-from .tiny import BATCH, CASES, CLASSES, ENCODER_CASES, build, make_config, make_images, make_mask
+from .tiny import BATCH, CLASSES, ENCODER_CASES, METHOD_CASES, build, make_config, make_images, make_mask
 
 CPU, DRAWING = torch.device("cpu"), (torch.nn.Dropout, DropPath)
-METHOD_CASES = [case for case in CASES if case[3] == "pixels"]
 # every encoder as a classifier, every method around every encoder; with dropout and drop path
 ALL = [*ENCODER_CASES, *METHOD_CASES]
 
@@ -53,8 +52,7 @@ def of_encoder(model):
             if name.startswith(prefix) and not name.startswith("head.")}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "recomputed"])
-@pytest.mark.parametrize("what", ["encoder", "1"])
+@pytest.mark.parametrize(("what", "checkpointing"), [("encoder", False), ("1", True)], ids=["encoder", "1-recomputed"])
 @pytest.mark.parametrize("names", ALL, ids="-".join)
 def test_frozen_weights_stay_to_the_bit_and_the_others_train(names, what, checkpointing):
     config, model = make(names, TRAIN__USE_CHECKPOINT=checkpointing, TRAIN__BASE_LR=1e-2, TRAIN__LAYER_DECAY=0.9)

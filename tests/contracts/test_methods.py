@@ -1,5 +1,6 @@
 """What every pre-training method keeps, around every encoder."""
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -150,11 +151,16 @@ def test_state_dict_makes_another_model_equal(case, tmp_path):
     assert torch.equal(other.reconstruct(case.images, case.mask), case.model.reconstruct(case.images, case.mask))
 
 
+@cache
+def parameters_of_cases(encoder):
+    """Names of the parameters that a method around this encoder can have."""
+    return {parameter for other, *rest in CASES if other == encoder
+            for parameter, _ in build(make_config(other, *rest), is_pretrain=True).named_parameters()}
+
+
 def test_names_without_weight_decay_are_parameters_of_some_variant(case):
     """A misspelt name would decay in silence; names of parts that are switched off are allowed."""
-    name = case.config.MODEL.TYPE
-    known = {parameter for other, *rest in CASES if other == name
-             for parameter, _ in build(make_config(other, *rest), is_pretrain=True).named_parameters()}
+    known = parameters_of_cases(case.config.MODEL.TYPE)
     assert case.model.no_weight_decay() <= known
     assert all(exempt.startswith("encoder.") for exempt in case.model.no_weight_decay() if "mask_token" in exempt)
 

@@ -68,10 +68,23 @@ OWN_PARTS = {"convmae": ({"norm", "stage1_output_decode", "stage2_output_decode"
 
 ENCODER_CASES = [(name, variant) for name in ENCODERS for variant in VARIANTS.get(name, ["tiny"])]
 MASKED_CASES = [(name, variant) for name, variant in ENCODER_CASES if name not in NO_MASK_TOKEN]
-CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES
-         for method in METHODS if (name, variant) in NEEDS.get(method, MASKED_CASES)
-         for kind in METHOD_VARIANTS.get(method, ["tiny"])
-         if method != "mae" or name not in DROPS_CELLS or kind == "normalised"]  # the target of the widest patches
+
+
+def kinds_of(name, variant, method):
+    """What a method is tried with around an encoder: everything once, around the first variant that it can be; targets never
+    see the encoder.
+    """
+    variants = [of for encoder, of in NEEDS.get(method, MASKED_CASES) if encoder == name]
+    if variant not in variants:
+        return []
+    if method == "mae" and name in DROPS_CELLS:
+        return ["normalised"]  # the target of the widest patches
+    return list(METHOD_VARIANTS.get(method, ["tiny"]))[:None if variant == variants[0] else 1]
+
+
+CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES for method in METHODS
+         for kind in kinds_of(name, variant, method)]
+METHOD_CASES = [case for i, case in enumerate(CASES) if case[:3] not in {other[:3] for other in CASES[:i]}]  # one kind of each
 
 
 def settings_of(table, name, variant):

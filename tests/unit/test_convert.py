@@ -30,8 +30,7 @@ def saved(model, path):
 
 
 @pytest.mark.parametrize(("encoder", "layout"), PAIRS)
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-@pytest.mark.parametrize("is_pretrain", [True, False])
+@pytest.mark.parametrize(("is_pretrain", "ending"), [(True, "pth"), (False, "safetensors")])
 def test_model_comes_back_from_any_layout(encoder, layout, ending, is_pretrain, tmp_path):
     source = perturb(tiny_model(encoder, settings_of(encoder), is_pretrain))
     there, back = tmp_path / f"there.{ending}", tmp_path / "back.pth"

@@ -38,6 +38,20 @@ def interrupted(folder, after, **settings):
         fitted(folder, compute_loss=compute_loss, **settings)
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """straight(**settings): (folder, job) of a run that nothing interrupts, made once."""
+    made = {}
+
+    def run(**settings):
+        key = tuple(sorted(settings.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("straight")
+            made[key] = folder, fitted(folder, **settings)
+        return made[key]
+    return run
+
+
 def same_end(folder, other):
     ours, theirs = (load_checkpoint(each / "ckpt_epoch_2.pth") for each in (folder, other))
     for entry in ("model", "lr_scheduler", "epoch", "max_accuracy", "best_epoch", "skipped", "validated"):
@@ -73,13 +87,13 @@ def test_steps_are_counted_over_the_run(tmp_path):
 
 @pytest.mark.parametrize("after", [1, 3, 4, 7, 9, 13, 17])
 @pytest.mark.parametrize(("accumulation", "print_freq"), [(0, 1), (0, 4), (2, 3), (4, 2)])
-def test_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, after, accumulation, print_freq):
+def test_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, straight, after, accumulation, print_freq):
     settings = {"SAVE_STEPS": 1, "TRAIN__ACCUMULATION_STEPS": accumulation, "PRINT_FREQ": print_freq}
-    straight = fitted(tmp_path / "straight", **settings)
+    reference, uninterrupted = straight(**settings)
     interrupted(tmp_path / "killed", after, **settings)
     resumed = fitted(tmp_path / "killed", seed=99 if (tmp_path / "killed").exists() else 1, **settings)
-    same_end(tmp_path / "killed", tmp_path / "straight")
-    written = {(kind, step): numbers for kind, step, numbers in straight.metrics}
+    same_end(tmp_path / "killed", reference)
+    written = {(kind, step): numbers for kind, step, numbers in uninterrupted.metrics}
     for kind, step, numbers in resumed.metrics:  # averages over steps before and after the kill included
         for name in ("loss", "loss_epoch", "lr", "grad_norm", "skipped"):
             assert numbers[name] == written[kind, step][name]
@@ -204,8 +218,8 @@ def stopped(folder, ask, at, **settings):
 
 @pytest.mark.parametrize("at", [1, 5, 6, 7, 12, 18])
 @pytest.mark.parametrize("settings", [{}, {"SAVE_FREQ": 2}, {"SAVE_ASYNC": True}, {"TRAIN__ACCUMULATION_STEPS": 4}])
-def test_run_that_is_asked_to_stop_finishes_the_step_saves_and_goes_on_from_there(tmp_path, ask, at, settings):
-    fitted(tmp_path / "straight", **settings)
+def test_run_that_is_asked_to_stop_finishes_the_step_saves_and_goes_on_from_there(tmp_path, straight, ask, at, settings):
+    reference, _ = straight(**settings)
     text = stopped(tmp_path / "stopped", ask, at, **settings)
     size = settings.get("TRAIN__ACCUMULATION_STEPS", 1)
     epoch, batches = divmod(at - 1, 6)
@@ -213,7 +227,7 @@ def test_run_that_is_asked_to_stop_finishes_the_step_saves_and_goes_on_from_ther
     assert f"ckpt_epoch_{epoch}_step_{steps}.pth is saved" in text and "To go on:" in text
     resumed = fitted(tmp_path / "stopped", seed=99, **settings)
     assert resumed.loader.epochs[:1] == [epoch]
-    same_end(tmp_path / "stopped", tmp_path / "straight")
+    same_end(tmp_path / "stopped", reference)
 
 
 @pytest.mark.parametrize(("save_freq", "name"), [(1, "ckpt_epoch_1.pth"), (5, "ckpt_epoch_2_step_0.pth")])
