@@ -392,6 +392,9 @@ def _merge_file(config, path, given, chain):
         raise ValueError(f"{path} inherits from itself through BASE: {' -> '.join(map(str, (*chain, path)))}.")
     if not path.is_file():
         named = f" (named by BASE in {chain[-1]})" if chain else ""
+        if path.is_dir():
+            raise FileNotFoundError(f"config file {path} is a folder{named}: name a recipe in it, e.g. "
+                                    f"{next((found.name for found in sorted(path.rglob('*.yaml'))), 'one of configs/')}.")
         raise FileNotFoundError(f"config file {path} does not exist{named}; the recipes are under configs/.")
     tree = read_tree(path)
     bases = tree.pop("BASE", None) or []

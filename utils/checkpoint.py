@@ -68,6 +68,9 @@ def load_checkpoint(source, moments=True):
     Returns: dictionary. A config pickled by yacs comes back as nested dictionaries; a folder as one file would.
     Raises: FileNotFoundError; ValueError if the file is broken or holds anything but plain data.
     """
+    if "://" in str(source) and urlparse(str(source)).scheme not in ("http", "https", "file"):
+        raise ValueError(f"checkpoint {source} is an address of a kind that is not downloaded: fetch it, and give its path. "
+                         f"https is downloaded.")
     path = _download(source) if urlparse(str(source)).scheme in ("http", "https", "file") else Path(expanded(source))
     if str(source) and path.is_dir():
         return load_folder(path, moments=moments)

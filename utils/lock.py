@@ -32,7 +32,11 @@ class FolderLock:
         self.path = Path(folder) / NAME
         self.own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self.made = [folder for folder in self.path.parents if not folder.exists()]  # from the innermost out
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"the run folder {self.path.parent} can't be made ({error.strerror}): choose another "
+                                       f"--output or --tag") from error
         self.file, holder = self._take(report)
         self.left_by = _described(holder)  # who held it before and ended without giving it back
         self.renewed = 0.0

@@ -147,6 +147,8 @@ def _example(kind, value):
     """What was probably meant, in words that end a message, or ""."""
     if kind in (WHOLES, NUMBERS) and isinstance(value, (int, float)) and not isinstance(value, bool):
         return f", e.g. [{value}]"
+    if kind in (TEXT, PATH) and isinstance(value, bool):
+        return ": no, off, yes and on are text in quotes alone"
     share = value[:-1].strip() if isinstance(value, str) and value.endswith("%") else ""
     return f", e.g. {float(share) / 100:g}" if kind == NUMBER and share.isascii() and share.isdigit() else ""
 
@@ -186,7 +188,7 @@ def _converted(kind, value):
 def _scalar(kind, value):
     """Whole floats become ints, ints become floats, `2e-4` (text in YAML) a float."""
     if kind in (TEXT, PATH):
-        if isinstance(value, (list, tuple, dict)):
+        if isinstance(value, (list, tuple, dict, bool)):  # YAML makes a bool of no, off, yes and on without quotes
             raise ValueError
         return str(value)
     if isinstance(value, str):

@@ -156,7 +156,8 @@ def _load_encoder(encoder, weights, report):
     unexpected = [name for name in weights if name not in matched]
     foreign = [name for name in [*missing, *unexpected]
                if not _is_optional(name) or (name in misfits and not name.startswith("head."))]
-    if foreign and not misfits and all(map(_is_optional, missing)):
+    parts = {_first_part(name) for name in own}
+    if foreign and not misfits and all(map(_is_optional, missing)) and not parts & {_first_part(name) for name in foreign}:
         raise ValueError(
             f"{report.path} holds all {len(matched)} tensors of this encoder and {len(foreign)} that it has not, e.g. "
             f"{foreign[0]}: another encoder, or parts beside it. Compare MODEL.TYPE and the settings of --cfg with those of "

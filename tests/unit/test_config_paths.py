@@ -63,3 +63,22 @@ def test_folder_that_has_the_name_of_a_variable_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "$NOWHERE").mkdir()
     assert load_config(opts=["DATA.DATA_PATH", "$NOWHERE"]).DATA.DATA_PATH == "$NOWHERE"
+
+
+@pytest.mark.parametrize("word", ["no", "off", "yes", "True"])
+@pytest.mark.parametrize("key", ["TAG", "DATA.VAL_PATH", "AUG.AUTO_AUGMENT"])
+def test_word_that_yaml_takes_for_a_bool_is_no_text(key, word, tmp_path):
+    """A run named no had the folder False."""
+    section, _, name = key.rpartition(".")
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{section}: {{{name}: {word}}}" if section else f"{name}: {word}")
+    with pytest.raises(ValueError, match=rf"a\.yaml: {re.escape(key)}=(True|False) is bool, expected text.*in quotes alone"):
+        load_config(path)
+    if key == "TAG":
+        path.write_text(f"{name}: '{word}'")
+        assert load_config(path).TAG == word
+
+
+def test_folder_as_a_recipe_names_one_that_is_in_it():
+    with pytest.raises(FileNotFoundError, match=r"configs/demo is a folder: name a recipe in it, e\.g\. convmae_\w+\.yaml"):
+        load_config("configs/demo")

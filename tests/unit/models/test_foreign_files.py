@@ -308,6 +308,8 @@ REFUSED = {  # what a file holds, what is said
                                    r"is \(\) there, \(8, 3, 4, 4\) in the model"),
     "a width of twice the size": (lambda w: {name: torch.cat([v, v]) for name, v in w.items() if v.ndim},
                                   "MODEL.SWIN.EMBED_DIM is 16 in the file and 8 here: use the settings"),
+    "a block more": (lambda w: {**w, **{name.replace("blocks.1.", "blocks.2."): w[name] for name in w if "blocks.1." in name}},
+                     r"for example layers\.0\.blocks\.2\..* is not in the model.*MODEL\.SWIN\.DEPTHS is \[3, 3\]"),
     "a weight less": (lambda w: {name: w[name] for name in w if name != "layers.0.blocks.0.mlp.fc1.weight"},
                       r"example layers\.0\.blocks\.0\.mlp\.fc1\.weight is not in the file"),
     "a ResNet": (lambda w: {"conv1.weight": torch.ones(4, 3, 3, 3), "fc.weight": torch.ones(2, 2)},

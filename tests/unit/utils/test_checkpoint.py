@@ -154,6 +154,8 @@ def test_file_that_holds_no_dictionary_is_refused(tmp_path, content):
 
 
 def test_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="s3://b/x.pth is an address of a kind that is not downloaded: fetch it"):
+        load_checkpoint("s3://b/x.pth")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_checkpoint(tmp_path / "absent.pth")
 

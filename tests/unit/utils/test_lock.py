@@ -38,6 +38,12 @@ def write_holder(folder, **values):
     (folder / NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": 17, "since": "noon", **values}))
 
 
+def test_run_folder_that_can_not_be_made_says_what_to_change(tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(OSError, match=r"run folder .*/taken/run can't be made \(Not a directory\): choose another --output"):
+        FolderLock(tmp_path / "taken" / "run", pytest.fail)
+
+
 def test_second_process_is_refused_with_the_name_of_the_first(holder, tmp_path):
     with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on {socket.gethostname()} since .*--tag"):
         FolderLock(tmp_path / "run", pytest.fail)
