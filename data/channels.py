@@ -50,8 +50,9 @@ def check_array(shape, kind, mode=None):
         raise ValueError(f"its array has shape {tuple(shape)}, expected (H, W) or (H, W, {wanted or 'C'})")
     channels = shape[2] if len(shape) == 3 else 1
     if wanted not in (None, channels):
+        first = ", with channels last: array.transpose(1, 2, 0)" if len(shape) == 3 and shape[0] == wanted else ""
         raise ValueError(f"its array has shape {tuple(shape)}, so {channels} channels, and IN_CHANS is {wanted}: expected "
-                         f"(H, W, {wanted})")
+                         f"(H, W, {wanted}){first}")
     if kind.kind not in "buif":
         raise ValueError(f"its array is of {kind}, expected whole numbers or floats")
 

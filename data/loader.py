@@ -286,7 +286,7 @@ def _labelled(config, train_folder, val, train):
     """(training samples, validation samples, classes) of two folders of classes; the classes are those of the training."""
     flag = VAL_FLAG if config.DATA.VAL_PATH else DATA_FLAG
     classes = class_names(train_folder) if train_folder else class_names(val, flag)
-    if train_folder and config.DATA.VAL_PATH:
+    if train_folder:
         warn_of_overlap(train_folder, val)
     samples = _class_samples(train_folder, classes) if train else None
     return samples, labelled_samples(val, classes, flag), classes

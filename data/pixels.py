@@ -109,7 +109,7 @@ def deep_shares(picture, rules, name):
 def check_size(width, height, most):
     """Refuse a picture with more pixels than DATA.MAX_PIXELS. Raises ValueError."""
     if width * height > most:
-        raise ValueError(f"{width} x {height} pixels, more than DATA.MAX_PIXELS={most}")
+        raise ValueError(f"{width} x {height} pixels, more than DATA.MAX_PIXELS={most}: raise it, or store it smaller")
 
 
 def _stored(picture):

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.folders import VAL_FLAG, folders_with_images, holds_images_itself, require_folder
+from data.folders import folders_with_images, holds_images_itself, require_folder
 from utils.names import listed, shown
 
 log = logging.getLogger("simmim.data")
@@ -185,8 +185,10 @@ def warn_of_held_out(paths, root, labelled):
 
 
 def warn_of_overlap(train, val):
-    """Warn where validation images (DATA.VAL_PATH) lie in the training folder, and so are trained on."""
+    """Warn where validation images are in the training folder, and so are trained on; links of val, or in it, are followed."""
     train, val = Path(train), Path(val)
-    if train.resolve() in (val.resolve(), *val.resolve().parents):
-        log.warning("%s %s lies inside the training folder %s: its images are trained on as well", VAL_FLAG, shown(val),
-                    shown(train))
+    links = [path for path in val.iterdir() if path.is_symlink()]  # class folders of a split that was linked together
+    inside = [path for path in (val, *links) if train.resolve() in (path.resolve(), *path.resolve().parents)]
+    if inside:
+        log.warning("validation images of %s lie inside the training folder %s: they are trained on as well",
+                    listed(inside, 3), shown(train))

@@ -131,6 +131,7 @@ class Trap:
 
 @pytest.mark.parametrize("content, said", [
     (saved_array(np.zeros((4, 6, 3), np.uint8)), r"shape \(4, 6, 3\), so 3 channels, and IN_CHANS is 5"),
+    (saved_array(np.zeros((5, 4, 6), np.uint8)), r"expected \(H, W, 5\), with channels last: array\.transpose\(1, 2, 0\)"),
     (saved_array(np.zeros((5, 4, 6, 5), np.uint8)), r"shape \(5, 4, 6, 5\), expected \(H, W\) or \(H, W, 5\)"),
     (saved_array(np.zeros((0, 6, 5), np.uint8)), r"shape \(0, 6, 5\), expected"),
     (saved_array(np.zeros((4, 6, 5), np.complex64)), "complex64, expected whole numbers or floats"),
@@ -140,7 +141,7 @@ class Trap:
     (saved_array(np.zeros((4, 6, 5)))[:-9], "can't be read"), (b"\x93NUMPY\x01\x00", "can't be read"),
     (saved_array(np.zeros((60, 60, 5), np.uint8)), "60 x 60 pixels, more than DATA.MAX_PIXELS=3000"),
     (pages(np.uint16, 4), "4 pages of 1 channel .*IN_CHANS is 5: expected a TIFF of 5 grey pages"),
-    (pages(np.uint16, 2)[:60], "can't be read")], ids=range(12))
+    (pages(np.uint16, 2)[:60], "can't be read")], ids=range(13))
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_file_that_is_no_image_of_the_channels_is_refused_by_name(content, said, tmp_path):
     path = tmp_path / "a.npy"

@@ -87,7 +87,7 @@ def test_pictures_that_are_too_large_are_replaced(folder):
     Image.new("RGB", (60, 50)).save(folder / "train" / "a" / "00.png")
     loader = pretraining(folder, MAX_PIXELS=2000).train
     epoch_of(loader, 0)
-    assert list(loader.bad.news().values()) == ["60 x 50 pixels, more than DATA.MAX_PIXELS=2000"]
+    assert list(loader.bad.news().values()) == ["60 x 50 pixels, more than DATA.MAX_PIXELS=2000: raise it, or store it smaller"]
 
 
 @pytest.mark.parametrize("is_pretrain", [True, False])

@@ -110,6 +110,19 @@ def test_classes_that_may_not_be_meant_are_warned_of(places, message, tmp_path, 
     assert re.search(message, caplog.text) if message else not caplog.records
 
 
+@pytest.mark.parametrize("links, said", [
+    ({"val": "train"}, "/val lie"), ({"val/a": "train/a"}, "/val/a lie"), ({"val/a": "store/a"}, None)])
+def test_validation_that_is_a_link_to_training_is_said(links, said, tmp_path, caplog):
+    draw(tmp_path, "set/train/a*4", "set/train/b*4", "set/store/a")
+    if "val" not in links:
+        draw(tmp_path, "set/val/b")
+    (tmp_path / "set/store").rename(tmp_path / "store")
+    for link, target in links.items():
+        (tmp_path / "set" / link).symlink_to(tmp_path / (target if target.startswith("store") else f"set/{target}"))
+    loaders_of(tmp_path / "set")
+    assert f"{said} inside the training folder" in caplog.text if said else "inside" not in caplog.text
+
+
 def test_validation_with_fewer_classes_says_which_it_lacks(tmp_path, caplog):
     draw(tmp_path, "train/a*4", "train/b*4", "train/c*4", "val/a", "val/c")
     with caplog.at_level("INFO"):
