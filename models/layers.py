@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.products import gelu_linear
+
 
 class DropPath(nn.Module):
     """Drop the residual branch of a whole sample with probability `rate`, scaling the others by 1 / (1 - rate).
@@ -17,10 +19,15 @@ class DropPath(nn.Module):
         self.rate = float(rate)
 
     def forward(self, x):
+        keep = self.draw(x)
+        return x if keep is None else x * keep
+
+    def draw(self, x, dtype=None):
+        """Factors (B, 1, ...) of the samples of x (B, ...), 0 or 1 / (1 - rate), in its format or `dtype`; None = all kept."""
         if not self.training or self.rate == 0.0:
-            return x
-        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
-        return x * (keep / (1.0 - self.rate))
+            return None
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1), dtype=dtype).bernoulli_(1.0 - self.rate)
+        return keep / (1.0 - self.rate)
 
     def extra_repr(self):
         return f"rate={self.rate:.3f}"
@@ -35,7 +42,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear: (..., dim) -> (..., dim). `layer` makes the linear ones: (in_dim, out_dim) -> module."""
+    """Linear, GELU, linear: (..., dim) -> (..., dim).
+
+    Args:
+        layer: makes the linear ones, (in_dim, out_dim) -> nn.Linear or PointwiseConv.
+    """
 
     def __init__(self, dim, hidden_dim, drop=0.0, layer=nn.Linear):
         super().__init__()
@@ -45,7 +56,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x):
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        x = self.fc1(x)
+        if self.drop.p and self.training:
+            return self.drop(self.fc2(self.drop(self.act(x))))
+        return gelu_linear(x, self.fc2.weight.flatten(1), self.fc2.bias)
 
 
 class PatchEmbed(nn.Module):

@@ -3,12 +3,14 @@
   python tools/benchmark.py step --cfg A.yaml B.yaml [--batch-size 64] [--rounds 20]
   python tools/benchmark.py mixing --cfg <pre-training recipe of MixMIM> [--batch-size 64] [--rounds 20]
   python tools/benchmark.py safety --cfg <recipe> [--batch-size 64] [--rounds 20] [--save-steps 100]
+  python tools/benchmark.py traffic [--batch-size 8] [--kernels]
 
 `step` times the whole training step (forward, backward, clipping, optimizer) on random images, without data loading, and says
 which share of the fastest matrix product of the same run it computes with. `mixing` times the attention of one block of each
 stage, forward and backward, on maps of two images that are kept apart beside the same maps of one image. `safety` times what
 guards a run: steps as a run makes them (between two of them it looks for signals, NaN, bad images and checkpoints that are due,
-while a thread renews its lock) beside bare ones, and writing a checkpoint.
+while a thread renews its lock) beside bare ones, and writing a checkpoint. `traffic` counts what a step in bfloat16 moves and
+keeps, beside transformers and timm: no machine is fast or busy in it.
 
 Each prints one table, under the machine, the versions and the date that belong to it; with --json FILE it is also written down.
 """
@@ -21,7 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository i
 
 from utils.cli import positive, run
 
-_HOMES = {"step": "tools.benchmarks.step", "mixing": "tools.benchmarks.mixing", "safety": "tools.benchmarks.safety"}
+_HOMES = {"step": "tools.benchmarks.step", "mixing": "tools.benchmarks.mixing", "safety": "tools.benchmarks.safety",
+          "traffic": "tools.benchmarks.traffic"}
+
+TRAFFIC = ["configs/swin_base/simmim_pretrain__swin_base__img192_window6__100ep.yaml",
+           "configs/vit_base/simmim_pretrain__vit_base__img224__800ep.yaml",
+           "configs/mae/mae_pretrain__vit_base__img224__800ep.yaml"]
 
 
 def parse_arguments(argv=None):
@@ -46,6 +53,13 @@ def parse_arguments(argv=None):
     safety = command("safety", "what it costs that a run can't be lost", rounds="timed rounds of 10 steps each")
     add_training(safety)
     safety.add_argument("--save-steps", type=positive(int), default=100, help="between checkpoints (default: %(default)s)")
+    traffic = commands.add_parser("traffic", help="kernels, and bytes moved and kept, of a step in bfloat16, counted")
+    traffic.add_argument("--cfg", nargs="+", default=TRAFFIC, metavar="FILE",
+                         help="pre-training recipes (default: Swin-B, ViT-B and MAE's ViT-B)")
+    traffic.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
+    traffic.add_argument("--batch-size", type=positive(int), default=8, help="images (default: %(default)s)")
+    traffic.add_argument("--kernels", action="store_true", help="also by kernel")
+    traffic.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     return parser.parse_args(argv)
 
 

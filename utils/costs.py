@@ -5,6 +5,7 @@ machine can be run here: with nothing to compute, a large batch takes as long as
 """
 import math
 import weakref
+from collections import Counter
 from contextlib import contextmanager
 
 import torch
@@ -79,6 +80,8 @@ class AsOnCuda(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if function == torch.Tensor.is_cpu.__get__:
+            return False
         if function is torch.Tensor.backward:
             with self:  # the backward pass calls modules again where activations are recomputed
                 return _backward(*args)
@@ -241,3 +244,85 @@ def _gradients_dropped(module):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+# ---- what a step moves --------------------------------------------------------------------------------------------
+
+NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "is_same_size", "lift_fresh"}
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the kernels that are dispatched inside, what they read and write, and what is kept for the backward pass.
+
+    The counts follow from the program, the number formats and the sizes alone: no machine is fast or busy in them. They are
+    of what is dispatched; a library may start several kernels for one, and a compiler one for several.
+
+    Args:
+        resident: tensors that are there anyway, as parameters: they do not count as kept.
+
+    Attributes:
+        kernels: {name of an operator: how often}, views and allocations left out.
+        moved: {name of an operator: bytes of all that it was given and gave}, each tensor once and no more than its storage.
+        saved: bytes of all storages that autograd keeps until the backward pass.
+    """
+
+    def __init__(self, resident=()):
+        super().__init__()
+        self.kernels, self.moved, self.saved = Counter(), Counter(), 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in resident}
+        self._kept = []  # so that no address is used twice
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def __enter__(self):
+        self._hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
+
+    def _keep(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self._kept.append(storage)
+            self.saved += storage.nbytes()
+        return tensor
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given, made = (_tensors_in(tree) for tree in ((args, kwargs), out))
+        name = function._schema.name.removeprefix("aten::")
+        changes = function._schema.is_mutable
+        if name not in NO_KERNEL and (changes or made) and (changes or not _is_view(made, given)):
+            self.kernels[name] += 1
+            self.moved[name] += sum(_extent(tensor) for tensor in (*given.values(), *made.values()))
+        return out
+
+
+def _tensors_in(tree):
+    """{id: tensor}."""
+    return {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
+
+
+def _is_view(made, given):
+    """Whether all tensors of `made` lie in the memory of tensors of `given`."""
+    return {t.untyped_storage()._cdata for t in made.values()} <= {t.untyped_storage()._cdata for t in given.values()}
+
+
+def _extent(tensor):
+    """Bytes of a tensor, of one that repeats itself those that it repeats."""
+    return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
+
+
+def step_traffic(module, compute_loss):
+    """Traffic of a forward and backward pass.
+
+    Args:
+        compute_loss: function of nothing -> scalar with a gradient.
+    """
+    with Traffic([*module.parameters(), *module.buffers()]) as traffic:
+        compute_loss().backward()
+    for parameter in module.parameters():
+        parameter.grad = None
+    return traffic

@@ -23,20 +23,11 @@ from models.layers import (
     truncated_normal,
 )
 from models.position import resize_position_embedding, sincos_table, source_grid
+from models.products import PointwiseConv, casts_together
 from utils.registry import Component
 from utils.settings import Setting
 
 HEAD_STD = 2e-5  # of the official fine-tuning
-
-
-class PointwiseConv(nn.Conv2d):
-    """A linear layer (..., in_dim) -> (..., out_dim) whose weight is stored as that of a 1x1 convolution."""
-
-    def __init__(self, in_dim, out_dim):
-        super().__init__(in_dim, out_dim, kernel_size=1)
-
-    def forward(self, x):
-        return F.linear(x, self.weight.flatten(1), self.bias)
 
 
 class ConvBlock(nn.Module):
@@ -55,6 +46,7 @@ class ConvBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, PointwiseConv)
 
+    @casts_together
     def forward(self, x, mask=None):
         """(B, h, w, C), mask (B, h, w) bool or None -> (B, h, w, C); no cell sees another one that is hidden."""
         branch = self.conv1(self.norm1(x))

@@ -28,6 +28,7 @@ from models.position import (
     source_grid,
     source_window,
 )
+from models.products import attention, casts_together, product_dtype, reorder
 from utils.registry import Component
 from utils.settings import NUMBER, Setting
 
@@ -57,6 +58,21 @@ def window_mask(grid, window, shift):
         region[origin >= grid[axis]] = 3.0
         regions = regions + (region[:, None] * 4 if axis == 0 else region[None, :])
     return keep_apart(regions, window, BLOCKED)
+
+
+def window_order(grid, window, shift):
+    """The tokens of a map, window by window, once it is rolled.
+
+    Args:
+        grid: (H, W) tokens of the map, whole windows.
+        window: (h, w) tokens.
+        shift: (y, x) tokens the map is rolled by, against its axes.
+    Returns: (H*W,) int64 positions in row-major order, and the permutation that undoes it; on the CPU.
+    """
+    rows, cols = grid[0] // window[0], grid[1] // window[1]
+    position = torch.arange(grid[0] * grid[1], device="cpu").view(grid).roll((-shift[0], -shift[1]), dims=(0, 1))
+    order = position.view(rows, window[0], cols, window[1]).transpose(1, 2).reshape(-1)
+    return order, order.argsort()
 
 
 def keep_apart(regions, window, score):
@@ -94,12 +110,12 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
 
     def project(self, x):
-        """(B, windows, N, C) -> query, key, value, each (B, windows, heads, N, C / heads)."""
+        """(B, windows, N, C) -> query, key and value, (3, B, windows, heads, N, C / heads)."""
         return self.split(self.qkv(x))
 
     def split(self, qkv):
-        """(B, windows, N, 3C) -> three of (B, windows, heads, N, C / heads)."""
-        return qkv.view(*qkv.shape[:3], 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        """(B, windows, N, 3C) -> (3, B, windows, heads, N, C / heads)."""
+        return qkv.view(*qkv.shape[:3], 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
 
     def bias_table(self):
         """(offsets, heads)."""
@@ -113,18 +129,9 @@ class WindowAttention(nn.Module):
 
     def forward(self, x, mask=None):
         """(B, windows, N, C), mask (windows, N, N) added to the scores -> the same shape."""
-        batch, windows, tokens, dim = x.shape
-        q, k, v = self.project(x)
         bias = self.bias()
-        if mask is None:
-            first = 0  # (B * windows, heads, N, C / heads)
-        else:  # windows stand beside the heads, so that the bias need not be copied for every image
-            first = 1  # (B, windows * heads, N, C / heads)
-            bias = (bias + mask.to(bias.dtype).unsqueeze(1)).flatten(0, 1)
-        q, k, v = (part.flatten(first, first + 1) for part in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0), scale=self.scale)
-        x = x.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(batch, windows, tokens, dim)
-        return self.proj_drop(self.proj(x))
+        bias = bias.unsqueeze(0) if mask is None else bias + mask.to(bias.dtype).unsqueeze(1)
+        return self.proj_drop(self.proj(attention(self.project(x), bias, self.scale)))
 
     def attend_packed(self, x, packing):
         """Attention of visible tokens inside their windows.
@@ -161,15 +168,22 @@ class SwinBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.register_buffer("attn_mask", self._mask_for(grid))
+        order, inverse = window_order(self._padded(grid), self.window, self._shift_for(grid))
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", inverse, persistent=False)
 
     def _shift_for(self, grid):
         return tuple(w // 2 if self.shifted and side > w else 0 for side, w in zip(grid, self.window, strict=True))
 
+    def _padded(self, grid):
+        """The map in whole windows."""
+        return tuple(-(-side // w) * w for side, w in zip(grid, self.window, strict=True))
+
     def _mask_for(self, grid):
         shift = self._shift_for(grid)
-        padded = any(side % w for side, w in zip(grid, self.window, strict=True))
-        return window_mask(grid, self.window, shift) if any(shift) or padded else None
+        return window_mask(grid, self.window, shift) if any(shift) or self._padded(grid) != tuple(grid) else None
 
+    @casts_together
     def forward(self, x, mask=None, packing=None):
         x = x + self.drop_path(self.attend(self.norm1(x), mask, packing))
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -186,19 +200,19 @@ class SwinBlock(nn.Module):
         if packing is not None:
             return self.attn.attend_packed(x, packing)
         batch, height, width, dim = x.shape
-        (h, w), shift = self.window, self._shift_for((height, width))
-        if mask is None and (height, width) == self.grid:
-            mask = self.attn_mask
-        elif mask is None:
-            mask = self._mask_for((height, width))
-            mask = None if mask is None else mask.to(x.device)
-        x = F.pad(x, (0, 0, 0, -width % w, 0, -height % h)) if width % w or height % h else x
-        x = x.roll((-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else x
-        rows, cols = x.shape[1] // h, x.shape[2] // w
-        x = x.view(batch, rows, h, cols, w, dim).transpose(2, 3).reshape(batch, rows * cols, h * w, dim)
-        x = self.attn(x, mask)
-        x = x.view(batch, rows, cols, h, w, dim).transpose(2, 3).reshape(batch, rows * h, cols * w, dim)
-        x = x.roll(shift, dims=(1, 2)) if any(shift) else x
+        grid = (height, width)
+        padded = self._padded(grid)
+        if grid == self.grid:
+            order, inverse, own_mask = self.order, self.inverse, self.attn_mask
+        else:
+            order, inverse = (part.to(x.device) for part in window_order(padded, self.window, self._shift_for(grid)))
+            own_mask = self._mask_for(grid) if mask is None else None
+            own_mask = None if own_mask is None else own_mask.to(x.device)
+        mask = own_mask if mask is None else mask
+        x = x.to(product_dtype(x))  # as the projection wants it, and half as much to move
+        x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height)) if padded != grid else x
+        x = reorder(x.flatten(1, 2), order, inverse).view(batch, -1, self.window[0] * self.window[1], dim)
+        x = reorder(self.attn(x, mask).flatten(1, 2), inverse, order).view(batch, *padded, dim)
         return x[:, :height, :width]
 
 

@@ -20,6 +20,7 @@ from models.encoders.swin import (
 )
 from models.layers import LayerNorm
 from models.position import num_table_rows
+from models.products import casts_together
 from utils.registry import Component
 from utils.settings import Setting
 
@@ -87,9 +88,9 @@ class CosineWindowAttention(WindowAttention):
         bias = None
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        q, k, v = self.split(F.linear(x, self.qkv.weight, bias))
+        q, k, v = self.split(F.linear(x, self.qkv.weight, bias)).unbind(0)
         scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp()
-        return (F.normalize(q, dim=-1) * scale).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v
+        return torch.stack(((F.normalize(q, dim=-1) * scale).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v))
 
     def bias_table(self):
         """(offsets, heads) in (-8, 8).
@@ -114,6 +115,7 @@ class SwinV2Block(SwinBlock):
         super().__init__(dim, *args, **kwargs)
         self.norm3 = LayerNorm(dim) if extra_norm else nn.Identity()
 
+    @casts_together
     def forward(self, x, mask=None, packing=None):
         x = x + self.drop_path(self.norm1(self.attend(x, mask, packing)))
         return self.norm3(x + self.drop_path(self.norm2(self.mlp(x))))

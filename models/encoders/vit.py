@@ -32,6 +32,7 @@ from models.position import (
     source_grid,
     source_window,
 )
+from models.products import add_scaled, attention, casts_together
 from utils.registry import Component
 from utils.settings import Setting
 
@@ -90,13 +91,12 @@ class Attention(BiasTable):
         if self.q_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        q, k, v = qkv.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = qkv.view(batch, 1, tokens, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)  # all tokens are one window
         bias = self.bias(grid) if self.has_table else None
         if shared_bias is not None:
             bias = shared_bias if bias is None else bias + shared_bias
-        bias = None if bias is None else bias.to(q.dtype).unsqueeze(0)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dim)))
+        x = attention(qkv, None if bias is None else bias.unsqueeze(0)).view(batch, tokens, dim)
+        return self.proj_drop(self.proj(x))
 
 
 class Block(nn.Module):
@@ -116,11 +116,16 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
+    @casts_together
     def forward(self, x, grid=None, shared_bias=None):
-        branch = self.attn(self.norm1(x), grid, shared_bias)
-        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
-        branch = self.mlp(self.norm2(x))
-        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
+        x = self.add(x, self.attn(self.norm1(x), grid, shared_bias), self.gamma_1)
+        return self.add(x, self.mlp(self.norm2(x)), self.gamma_2)
+
+    def add(self, x, branch, gamma):
+        """The stream with a branch added to it, which is scaled by gamma (C,) or None, or dropped."""
+        if gamma is None:
+            return x + self.drop_path(branch)
+        return add_scaled(x, branch, gamma, self.drop_path.draw(branch, torch.promote_types(gamma.dtype, branch.dtype)))
 
 
 class VisionTransformer(Encoder):

@@ -15,9 +15,10 @@ PROJECT = {name.partition("/")[0].removesuffix(".py") for name in TREES}
 MAY_IMPORT = {  # a room: what its files may import; the longest name that a file begins with is its room
     "utils": {"utils"},
     "logger": {"utils"},
-    "models/layers": {"utils"},
+    "models/products": {"utils"},
+    "models/layers": {"models/products", "utils"},
     "models/position": {"utils"},
-    "models/encoders": {"models/encoders", "models/layers", "models/position", "utils"},
+    "models/encoders": {"models/encoders", "models/layers", "models/position", "models/products", "utils"},
     "models/methods": {"models/encoders", "models/layers", "models/methods", "models/position", "utils"},
     "models/inputs": {"models/encoders", "models/methods", "utils"},
     "models/weights": {"models/encoders", "models/position", "models/weights", "utils"},

@@ -30,15 +30,15 @@ def report(args, device, columns, rows, **facts):
         rows: dicts.
         facts: more figures of the whole run, printed in a line of their own.
     """
-    where = setting(device)
+    where, rounds = setting(device), getattr(args, "rounds", None)
     print(f"{where['device']}, {where['threads']} CPU threads, torch {where['torch']}, Python {where['python']}, "
-          f"{where['date']}, {args.rounds} interleaved rounds")
+          f"{where['date']}{f', {rounds} interleaved rounds' if rounds else ''}")
     if facts:
         print(", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in facts.items()))
     texts = [[format(row[key], shape) for key, (_, shape) in columns.items()] for row in rows]
     print("\n".join(aligned([[heading for heading, _ in columns.values()], *texts])))
     if args.json:
-        content = {"command": args.command, **where, "rounds": args.rounds, **facts, "rows": rows}
+        content = {"command": args.command, **where, "rounds": rounds, **facts, "rows": rows}
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
