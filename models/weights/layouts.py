@@ -44,8 +44,8 @@ KINDS = {
 def kind_of(weights):
     """Which of KINDS weights of our pre-training names hold, or None."""
     found = encoder_type(weights, "encoder.")
-    if found == "swin" and "decoder.embed.weight" in weights:  # SimMIM's decoder is one convolution
-        return "mixmim"
+    if found == "swin" and {"decoder.embed.weight", "encoder.absolute_pos_embed"} <= weights.keys():
+        return "swin" if any(name.endswith("attn_mask") for name in weights) else "mixmim"  # its windows are never shifted
     if found != "vit":
         return found
     if any("relative_position_bias" in name or ".gamma_" in name for name in weights):
@@ -87,6 +87,13 @@ def fits_no_swin(weights):
     return has_positions(weights)
 
 
+def has_pixel_decoder(weights):
+    if "decoder.embed.weight" in weights:
+        return ("it has MAE's decoder, under which there is no Swin there. Its encoder alone can be converted: encoder.pth of "
+                "the run")
+    return None
+
+
 def has_odd_windows(weights):
     """The official code shrinks a window, and its table, to a map that is smaller; not all do.
 
@@ -112,7 +119,7 @@ def fits_no_swin_of_mmpretrain(weights):
     stages = {name.split(".")[2] for name in weights if name.startswith("encoder.layers.")}
     if len(stages) != 4:
         return f"it has {len(stages)} stages, and the names there are known for four"
-    return has_positions(weights) or has_odd_windows(weights)
+    return has_pixel_decoder(weights) or has_positions(weights) or has_odd_windows(weights)
 
 
 def fits_no_swin_of_torchvision(weights):
@@ -141,7 +148,11 @@ def fits_no_vit_of_torchvision(weights):
 
 
 def fits_no_swin_of_transformers(weights):
-    return fits_no_swin(weights) or has_odd_windows(weights)
+    return fits_no_swinv2_of_transformers(weights) or has_odd_windows(weights)
+
+
+def fits_no_swinv2_of_transformers(weights):
+    return has_pixel_decoder(weights) or fits_no_swin(weights)
 
 
 def fits_no_swin_of_detection(weights):
@@ -181,7 +192,8 @@ def _backbones(vit, swin):
 
 LAYOUTS = {
     "ours": dict.fromkeys(KINDS, Target(_ours, "--pretrained of this repository")),
-    "official": dict.fromkeys(KINDS, Target(_official, "the repository of its authors")),
+    "official": {**dict.fromkeys(KINDS, Target(_official, "the repository of its authors")),
+                 **dict.fromkeys(("swin", "swinv2"), Target(_ours, "the repository of its authors", has_pixel_decoder))},
     "timm": {
         "swin": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformer", fits_no_swin),
         "swinv2": Target(SWIN_TIMM, "timm 0.9 or later: SwinTransformerV2", fits_no_swin),
@@ -199,7 +211,7 @@ LAYOUTS = {
         "swin": Target(SWIN_TRANSFORMERS, "transformers: SwinForMaskedImageModeling, SwinForImageClassification, SwinModel",
                        fits_no_swin_of_transformers),
         "swinv2": Target(SWINV2_TRANSFORMERS, "transformers: Swinv2ForMaskedImageModeling, Swinv2ForImageClassification, "
-                                              "Swinv2Model", fits_no_swin),
+                                              "Swinv2Model", fits_no_swinv2_of_transformers),
         "relative_vit": Target(BEIT_TRANSFORMERS, "transformers: BeitModel, BeitForImageClassification (use_mean_pooling=False "
                                                   "without fc_norm)", fits_no_beit),
         "plain_vit": Target(SIMMIM_VIT_TRANSFORMERS, "transformers: ViTForMaskedImageModeling, ViTForImageClassification, "

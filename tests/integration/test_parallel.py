@@ -5,7 +5,7 @@ import torch
 from models.build import METHODS
 
 from .processes import ROOT, finish, free_port, opts, start
-from .recipes import VAL_IMAGES, VIT, method_settings
+from .recipes import SWIN, VAL_IMAGES, VIT, method_settings
 from .runs import checkpoint, losses, records
 
 TWO_EPOCHS = {"TRAIN.EPOCHS": 2, "VIS_FREQ": 0}
@@ -66,11 +66,13 @@ def test_two_processes_log_the_losses_of_one_with_twice_the_batch(name, launched
     assert losses(launched[name]) == pytest.approx(losses(alone[name]), rel=0, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "mae of visible windows"])
 def test_two_processes_do_what_one_does_with_two_micro_batches(method, train, tmp_path):
-    """With every method. MixMIM shares a mask and mixes images within a step, so there one process has the whole batch."""
-    settings = {**method_settings(method), **CONSTANT, "DATA.BATCH_SIZE": 4, "TRAIN.EPOCHS": 1}
-    whole = {"DATA.BATCH_SIZE": 8} if method == "mixmim" else {"TRAIN.ACCUMULATION_STEPS": 2}
+    """With every method. Where images share masks, or are mixed within a step, one process has the whole batch."""
+    settings = {**method_settings(method.split()[0]), **CONSTANT, "DATA.BATCH_SIZE": 4, "TRAIN.EPOCHS": 1}
+    if method not in METHODS:
+        settings |= {**SWIN, "DATA.MASK_GROUPS": 2, "DATA.NUM_WORKERS": 1}
+    whole = {"TRAIN.ACCUMULATION_STEPS": 2} if method in ("simmim", "mae") else {"DATA.BATCH_SIZE": 8}
     together, _ = train("pretrain", tmp_path / "together", ranks=2, settings=settings)
     alone, _ = train("pretrain", tmp_path / "alone", settings={**settings, **whole})
     assert len(losses(together)) == len(losses(alone)) == 3

@@ -11,7 +11,9 @@ from .runs import checkpoint, log_of, losses, records, truncate
 pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards on CUDA only")
 SWINV2 = {"MODEL.TYPE": "swinv2", "MODEL.SWINV2.EMBED_DIM": 8, "MODEL.SWINV2.DEPTHS": "[1,1]",
           "MODEL.SWINV2.NUM_HEADS": "[1,2]", "MODEL.SWINV2.WINDOW_SIZE": 4}
-ENCODERS = {"swin": {}, "swinv2": SWINV2, "vit": {**VIT, "MODEL.DROP_PATH_RATE": 0.0}, "mixmim": method_settings("mixmim")}
+VISIBLE = {**SWINV2, "MODEL.SWINV2.DEPTHS": "[2,1]", "MODEL.METHOD": "mae", "MODEL.MAE.DECODER_EMBED_DIM": 16,
+           "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2, "DATA.MASK_GROUPS": 2}
+ENCODERS = {"swin": {}, "swinv2": VISIBLE, "vit": {**VIT, "MODEL.DROP_PATH_RATE": 0.0}, "mixmim": method_settings("mixmim")}
 # 12 training images a process in batches of 4; clipping takes effect; 11 validation images do not divide by 2
 COMMON = {"TRAIN.EPOCHS": 2, "DATA.BATCH_SIZE": 4, "TRAIN.CLIP_GRAD": 0.5, "TRAIN.BASE_LR": 0.064}
 FSDP = {"TRAIN.PARALLEL": "fsdp"}

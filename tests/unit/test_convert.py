@@ -229,6 +229,19 @@ def test_decoder_of_mae_with_an_encoder_without_key_bias_fits_no_model_of_transf
         tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "transformers")
 
 
+@pytest.mark.parametrize("encoder", ["swin", "swinv2"])
+def test_swin_under_mae_is_a_swin_whose_decoder_fits_no_model_of_others(encoder, tmp_path):
+    model = tiny_model(encoder, settings_of(encoder) | {"MODEL.METHOD": "mae", "MODEL.MAE.DECODER_DEPTH": 1})
+    source = saved(model, tmp_path / "source.pth")
+    assert kind_of(model.state_dict()) == encoder
+    assert kind_of(tiny_model(encoder, {"MODEL.METHOD": "mae", f"MODEL.{encoder.upper()}.APE": True}).state_dict()) == encoder
+    for layout in ("official", "transformers", "mmpretrain"):
+        with pytest.raises(ValueError, match="has MAE's decoder, under which there is no Swin there. Its encoder alone"):
+            tool.convert(source, tmp_path / "there.pth", layout)
+    tool.convert(source, tmp_path / "timm.pth", "timm")
+    assert load_pretrained(tiny_model(encoder, settings_of(encoder), is_pretrain=False), tmp_path / "timm.pth").matched
+
+
 def test_existing_file_is_kept_without_force(tmp_path):
     source, there = saved(tiny_model("swin"), tmp_path / "source.pth"), tmp_path / "there.pth"
     there.write_text("mine")
