@@ -11,6 +11,7 @@ from data.masks import build_mask_generator
 from models.probe import check_probing
 
 ACCEPTABLE_DECAY = 1.0  # of a weight in one step: all of it
+ACCEPTABLE_RATE = 1.0  # of Adam, whose steps have about the length of the rate in each weight, and weights begin around 0.02
 
 
 def check_job(config, job):
@@ -99,6 +100,9 @@ def check_steps(config, scaled, num_batches):
         raise ValueError(f"TRAIN.ACCUMULATION_STEPS={steps} is more than the {num_batches} batches of an epoch: no step would "
                          f"have the images that learning rates are scaled for. Use at most {num_batches} "
                          f"(--accumulation-steps).")
+    if train.OPTIMIZER.NAME in ("adamw", "fused_adam") and train.BASE_LR >= ACCEPTABLE_RATE:
+        raise ValueError(f"TRAIN.BASE_LR={config.TRAIN.BASE_LR:g} is {train.BASE_LR:g} for this batch: {train.OPTIMIZER.NAME} "
+                         f"would move every weight by as much in each step, and weights begin around 0.02. Use e.g. 5e-4.")
     decay = train.BASE_LR * train.WEIGHT_DECAY
     if train.OPTIMIZER.NAME in ("adamw", "sgd") and decay >= ACCEPTABLE_DECAY:
         raise ValueError(f"TRAIN.WEIGHT_DECAY={train.WEIGHT_DECAY:g} with a learning rate of {train.BASE_LR:g} (TRAIN.BASE_LR="

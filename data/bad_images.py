@@ -125,7 +125,7 @@ def read_list(path):
     Raises: FileNotFoundError; ValueError on a line that is neither.
     """
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        lines = file.read().split("\n")
+        lines = file.read().removeprefix("\ufeff").split("\n")  # a mark that editors put in front
     found = {}
     for number, line in enumerate(lines, start=1):
         name, _, reason = line.rstrip("\r").partition("\t")
@@ -135,6 +135,8 @@ def read_list(path):
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {shown(name)} is no text in JSON ({error}): expected a path, a tab "
                                  f"and a reason.") from error
+        else:
+            name = name.strip()  # a name that ends in a blank is written as JSON
         if name:
             found[name] = reason
     return found

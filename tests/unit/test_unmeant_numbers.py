@@ -105,6 +105,7 @@ WRONG = [
     (PROBE, {RATE: 0, "TRAIN.WARMUP_LR": 0, "TRAIN.MIN_LR": 1e-5}, "=1e-05; TRAIN.BASE_LR=0; raise TRAIN.BASE_LR", 0),
     (PRETRAIN, {RATE: -1e-4}, "-0.0001; at least 0", 1e-4),
     (PRETRAIN, {RATE: float("nan")}, "nan; not finite; a number", 1e-4),
+    (PRETRAIN, {"TRAIN.WEIGHT_DECAY": 0, RATE: 5}, "=5 is 1.25 for this batch; Use e.g. 5e-4", 3),
     (PRETRAIN, {RATE: 0.1, "TRAIN.WEIGHT_DECAY": 50}, "=50; TRAIN.BASE_LR=0.1; 125 %; e.g. 0.05", 1),
     (PRETRAIN, {"TRAIN.WEIGHT_DECAY": -0.05}, "-0.05; at least 0", 0),
     (PRETRAIN, {"TRAIN.OPTIMIZER.BETAS": [0.999, 0.9]}, "[0.999, 0.9]; Use [0.9, 0.999]", [0.9, 0.9]),

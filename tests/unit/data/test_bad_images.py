@@ -247,8 +247,8 @@ def test_list_of_any_names_is_read_as_it_was_written(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "list.txt"]
 
 
-def test_list_without_reasons_or_with_windows_lines_is_read(tmp_path):
-    (tmp_path / "list.txt").write_bytes(b"a.png\r\nb.png\n\nc\xe9.png\tcut")
+def test_list_without_reasons_or_as_editors_leave_it_is_read(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png \n\nc\xe9.png\tcut")
     assert read_list(tmp_path / "list.txt") == {"a.png": "", "b.png": "", "c\udce9.png": "cut"}
 
 
