@@ -4,6 +4,7 @@ The library is simplejpeg (libjpeg-turbo, as Pillow's): the same pixels, bit for
 read as Pillow does is left to Pillow, which also decides whether a file is broken.
 """
 import logging
+import math
 import os
 from dataclasses import dataclass
 from io import BytesIO
@@ -37,6 +38,7 @@ LEFT_OVER = 3
 CONTEXT = 2  # rows below that colours are smoothed with
 LARGEST_FILE = 2 ** 28  # bytes that are read as a whole
 LARGEST_BUFFER = 2 ** 24  # bytes that a process keeps from picture to picture
+MORE_ROWS = 24  # at most, of which some are chosen, see Grid
 RESIZED_BY_TORCH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 _kept = local()
 
@@ -107,12 +109,13 @@ def jpeg_view(file, mode, rules, choose):
     """
     if simplejpeg is None or mode not in COLOURS or file.read(len(MAGIC)) != MAGIC:
         return None
-    if file.seek(0, os.SEEK_END) > LARGEST_FILE:
+    size = file.seek(0, os.SEEK_END)
+    if size > LARGEST_FILE:
         return None
     file.seek(0)
-    data = file.read()
-    frame = read_frame(data)
-    if frame is None or frame.width * frame.height > rules.max_pixels or data.rfind(END, frame.data) < 0:
+    data = memoryview(_memory("data", size))[:size]
+    frame = read_frame(data.obj) if file.readinto(data) == size else None
+    if frame is None or frame.width * frame.height > rules.max_pixels or data.obj.rfind(END, frame.data, size) < 0:
         return None  # without an end it is cut off
     if rules.upright and not _stands(data):
         return None
@@ -150,7 +153,7 @@ def read_frame(data):
 
 def _stands(data):
     """Whether a file needs no turning."""
-    with Image.open(BytesIO(data)) as picture:
+    with Image.open(BytesIO(bytes(data))) as picture:
         return picture.getexif().get(ORIENTATION, 1) == 1
 
 
@@ -161,46 +164,94 @@ def _decoded(data, frame, view, scale, colours):
     """
     rows = min(frame.height, view.top + view.height + CONTEXT)
     if frame.rows and rows < frame.height:
-        data = bytearray(data)
         data[frame.place:frame.place + 2] = rows.to_bytes(2, "big")
     else:
         rows = frame.height
     height, width = -(-rows // scale), -(-frame.width // scale)
-    if colours == "RGB" and not _by_torch(view, scale):
+    if colours == "RGB" and not _by_torch(view):
         colours = "RGBX"  # as Pillow keeps it: no copy
     channels = {"RGB": 3, "RGBX": 4, "GRAY": 1}[colours]
     # tolerant, as Pillow is: of broken data it shows what there is; here the rest of the rows is surplus
     pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width, strict=False,
-                                    buffer=_buffer(height * width * channels))
+                                    buffer=_memory("pixels", height * width * channels))
     return pixels if pixels.shape == (height, width, channels) else None
 
 
-def _buffer(size):
-    """Memory for a picture, the same every time: asking the system for megabytes takes longer than filling them."""
+def _memory(name, size):
+    """Bytes, the same every time: asking the system for megabytes takes longer than filling them."""
     if size > LARGEST_BUFFER:
-        return None
-    if getattr(_kept, "buffer", None) is None or len(_kept.buffer) < size:
-        _kept.buffer = np.empty(size, dtype=np.uint8)
-    return _kept.buffer
+        return bytearray(size)
+    if len(getattr(_kept, name, b"")) < size:
+        setattr(_kept, name, bytearray(size))
+    return getattr(_kept, name)
 
 
-def _by_torch(view, scale):
-    """Whether torch resizes: several times as fast as Pillow where it has the instructions, but from whole pixels on."""
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    return scale == 1 and fast and view.interpolation in RESIZED_BY_TORCH
+def _by_torch(view):
+    """Whether torch resizes: several times as fast as Pillow where it has the instructions."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX") and view.interpolation in RESIZED_BY_TORCH
 
 
 def _resized(pixels, view, scale):
     """(C, height, width) of a view; the memory of `pixels` may be used again."""
-    bottom, right = view.top + view.height, view.left + view.width
-    if _by_torch(view, scale):
-        part = np.ascontiguousarray(pixels[view.top:bottom, view.left:right])
-        images = torch.from_numpy(part).permute(2, 0, 1).unsqueeze(0)
-        found = F.interpolate(images, view.size, mode=view.interpolation.value, antialias=True).squeeze(0)
-        return found.clone() if found.data_ptr() == images.data_ptr() else found
+    starts, lengths = (view.top / scale, view.left / scale), (view.height / scale, view.width / scale)
+    if _by_torch(view) and scale == 1:
+        part = np.ascontiguousarray(pixels[view.top:view.top + view.height, view.left:view.left + view.width])
+        found = F.interpolate(_as_images(part), view.size, mode=view.interpolation.value, antialias=True)[0]
+        return found.clone() if found.data_ptr() == part.ctypes.data else found
+    if _by_torch(view):
+        grids = [_grid(*axis) for axis in zip(starts, lengths, view.size, strict=True)]
+        part = np.ascontiguousarray(_rows(_rows(pixels, grids[0]).swapaxes(0, 1), grids[1]).swapaxes(0, 1))
+        factors = [size / length for length, size in zip(lengths, view.size, strict=True)]
+        found = F.interpolate(_as_images(part), scale_factor=factors, mode=view.interpolation.value, antialias=True,
+                              recompute_scale_factor=False)
+        rows, columns = (slice(grid.before, grid.before + size) for grid, size in zip(grids, view.size, strict=True))
+        return found[0, :, rows, columns]
     height, width, channels = pixels.shape
     mode = {1: "L", 3: "RGB", 4: "RGBX"}[channels]
     picture = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
-    box = tuple(side / scale for side in (view.left, view.top, right, bottom))
+    (top, left), (rows, columns) = starts, lengths
+    box = (left, top, left + columns, top + rows)
     shown = np.array(picture.resize(view.size[::-1], pil_modes_mapping[view.interpolation], box=box))
     return torch.from_numpy(shown.reshape(*view.size, channels)[..., :3]).permute(2, 0, 1)
+
+
+def _as_images(pixels):
+    """(rows, columns, channels) as torch resizes it."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Whole rows (or columns) that hold the pixels of a view, which may begin within one.
+
+    Resizing knows no fractions of rows, but it makes every row of the result from `step` rows of the picture: some more rows in
+    front, `before` of the result, bring its first row where it belongs, to a twentieth of a row or so.
+
+    Attributes:
+        first, end: rows of the picture; those outside of it are as its nearest.
+        before: rows of the result that are cut off.
+    """
+    first: int
+    end: int
+    before: int
+
+
+def _grid(start, length, size):
+    """The Grid of a view that begins at `start`, and whose `length` becomes `size`."""
+    first, step = int(start), length / size
+    fraction = start - first
+
+    def missing(rows):
+        results = (rows + fraction) / step
+        return abs(results - round(results)) * step
+
+    rows = min(range(MORE_ROWS), key=missing)
+    before = round((rows + fraction) / step)
+    return Grid(first - rows, first - rows + math.ceil((before + size) * step) + 1, before)
+
+
+def _rows(pixels, grid):
+    """The rows of a Grid, with copies of the outermost where it goes beyond them."""
+    part = pixels[max(grid.first, 0):grid.end]
+    lacking = max(-grid.first, 0), grid.end - max(grid.first, 0) - len(part)
+    return np.pad(part, (lacking, *[(0, 0)] * (pixels.ndim - 1)), mode="edge") if any(lacking) else part

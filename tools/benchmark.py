@@ -4,13 +4,18 @@
   python tools/benchmark.py mixing --cfg <pre-training recipe of MixMIM> [--batch-size 64] [--rounds 20]
   python tools/benchmark.py safety --cfg <recipe> [--batch-size 64] [--rounds 20] [--save-steps 100]
   python tools/benchmark.py traffic [--batch-size 8] [--kernels]
+  python tools/benchmark.py data --cfg <pre-training recipe> [--data-path FOLDER] [--workers 2] [--rounds 5]
+  python tools/benchmark.py epoch --cfg <pre-training recipe> [--data-path FOLDER] [--workers 2] [--stand-in 1.5]
 
 `step` times the whole training step (forward, backward, clipping, optimizer) on random images, without data loading, and says
 which share of the fastest matrix product of the same run it computes with. `mixing` times the attention of one block of each
 stage, forward and backward, on maps of two images that are kept apart beside the same maps of one image. `safety` times what
 guards a run: steps as a run makes them (between two of them it looks for signals, NaN, bad images and checkpoints that are due,
 while a thread renews its lock) beside bare ones, and writing a checkpoint. `traffic` counts what a step in bfloat16 moves and
-keeps, beside transformers and timm: no machine is fast or busy in it.
+keeps, beside transformers and timm: no machine is fast or busy in it. `data` times what makes batches of JPEG files (those
+of a folder, or drawn ones), beside the official pipeline as users of torchvision write it: what one core computes, and what
+loader processes give in all. `epoch` says which share of a step waits for them: where the device is a stand-in that takes 1.5
+times as many images as the official pipeline gives, and in training.
 
 Each prints one table, under the machine, the versions and the date that belong to it; with --json FILE it is also written down.
 """
@@ -24,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository i
 from utils.cli import positive, run
 
 _HOMES = {"step": "tools.benchmarks.step", "mixing": "tools.benchmarks.mixing", "safety": "tools.benchmarks.safety",
-          "traffic": "tools.benchmarks.traffic"}
+          "traffic": "tools.benchmarks.traffic", "data": "tools.benchmarks.data", "epoch": "tools.benchmarks.epoch"}
 
 TRAFFIC = ["configs/swin_base/simmim_pretrain__swin_base__img192_window6__100ep.yaml",
            "configs/vit_base/simmim_pretrain__vit_base__img224__800ep.yaml",
@@ -60,7 +65,24 @@ def parse_arguments(argv=None):
     traffic.add_argument("--batch-size", type=positive(int), default=8, help="images (default: %(default)s)")
     traffic.add_argument("--kernels", action="store_true", help="also by kernel")
     traffic.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    data = command("data", "what makes batches of image files, beside the official pipeline", cfg="pre-training recipe")
+    add_files(data)
+    epoch = command("epoch", "what share of a step waits for data", cfg="pre-training recipe")
+    add_files(epoch)
+    epoch.add_argument("--stand-in", type=float, default=1.5, metavar="FACTOR",
+                       help="what a stand-in for a device takes, of the official pipeline's images/s (default: %(default)s)")
+    epoch.add_argument("--steps", type=positive(int), default=40, help="of each round (default: %(default)s)")
+    epoch.add_argument("--no-training", action="store_true", help="the stand-in only")
+    epoch.add_argument("--amp-opt-level", choices=("O0", "O1", "O2"), help="default: the recipe's")
     return parser.parse_args(argv)
+
+
+def add_files(parser):
+    """The flags of commands that read images."""
+    parser.add_argument("--data-path", metavar="FOLDER", help="images (default: JPEGs like photographs, drawn)")
+    parser.add_argument("--images", type=positive(int), default=64, help="at most, of each size (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: %(default)s)")
+    parser.set_defaults(rounds=5, stage="pretrain")
 
 
 def add_training(parser):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from config import load_config
 from models.build import METHODS
@@ -38,6 +39,25 @@ def test_benchmark_times_the_attention_of_each_stage_with_one_image_and_with_two
         (0, "16x16", "8x8", 48), (1, "8x8", "8x8", 96)]
     assert all(row["one_ms"] > 0 and row["two_ms"] > 0 and row["ratio"] > 0 for row in figures["rows"])
     assert {"device", "threads", "torch", "python", "date", "rounds"} <= figures.keys()
+
+
+@pytest.mark.parametrize("command, more, rows", [
+    ("data", ["--workers", 0], ["official", "ours", "ours, DECODER pillow"]),
+    ("epoch", ["--workers", 1, "--steps", 3], ["official", "ours", "ours"])])
+def test_benchmark_reads_files_beside_the_official_pipeline(command, more, rows, tmp_path):
+    for i in range(3):
+        Image.effect_noise((90 + i, 70), 40).convert("RGB").save(tmp_path / f"{i}.jpg")
+    out = tmp_path / "figures.json"
+    result = run_tool("tools/benchmark.py", command, "--cfg", DEMO.format("pretrain"), "--data-path", tmp_path, "--rounds", 1,
+                      "--batch-size", 2, "--json", out, *more)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())["rows"]
+    assert [row["pipeline"] for row in found] == rows
+    if command == "data":
+        assert found[0]["ratio"] == 1.0 and all(row["decode"] > 0 and row["crop"] > 0 and row["per_core"] > 0 for row in found)
+    else:
+        assert all(0 <= row["waiting"] <= 1 and row["images_per_second"] > 0 for row in found)
+        assert [row["device"].split(",")[0] for row in found] == ["stand-in", "stand-in", "training"]
 
 
 def test_demo_runs_every_step_and_evaluates_to_the_same_figure(tmp_path):

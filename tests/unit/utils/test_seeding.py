@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.seeding import rng_for, seed_globals, seeded_globals
+from utils.seeding import _Words, rng_for, seed_globals, seeded_globals
 
 
 def draws():
@@ -16,6 +16,16 @@ def test_streams_repeat_for_equal_keys_and_differ_for_others():
     first = [rng_for(*key).randint(2 ** 31) for key in keys]
     assert [rng_for(*key).randint(2 ** 31) for key in keys] == first
     assert len(set(first)) == len(keys)
+
+
+@pytest.mark.parametrize("keys", [(0,), (5, 0, 2 ** 40), tuple(range(9))])
+def test_streams_are_those_of_numpy_s_seed_sequence(keys):
+    """So masks and orders of a seed stay what they were, though their states are made faster."""
+    expected = np.random.SeedSequence([len(keys), *keys])
+    state = np.random.RandomState(np.random.MT19937(expected)).get_state()
+    assert np.array_equal(rng_for(*keys).get_state()[1], state[1]) and rng_for(*keys).get_state()[2:] == state[2:]
+    for number in (1, 4, 6):
+        assert _Words(expected).generate_state(number) == expected.generate_state(number).tolist()
 
 
 def test_globals_repeat_for_equal_keys_and_differ_for_others():
