@@ -18,6 +18,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".b
                   ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".jp2", ".j2k", ".jpx", ".tga"}
 ARRAY_SUFFIXES = {".npy"}
 CHANNEL_SUFFIXES = ARRAY_SUFFIXES | {".tif", ".tiff"}  # of images with other channels than pictures
+OF_IMAGES = {"image", "images", "img", "imgs", "rgb", "jpegimages"}
+OF_MASKS = {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth",
+            "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth", "depths"}
 _suffixes = ContextVar("suffixes", default=IMAGE_SUFFIXES)  # of what counts as an image, see `listing`
 ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tgz": "tar -xf", ".gz": "tar -xf", ".bz2": "tar -xf", ".xz": "tar -xf",
             ".7z": "7z x", ".rar": "unrar x"}
@@ -262,8 +265,18 @@ def _say_unread(root, own):
         log.info("%s has hidden folders with images, which are no classes: %s", shown(root), listed(sorted(hidden)))
 
 
+def say_pairs(root, names):
+    """Warn of a folder beside the images that by its name holds what was drawn to them: it is read like any other."""
+    images, drawn = ([name for name in names if name.lower() in kind] for kind in (OF_IMAGES, OF_MASKS))
+    if images and drawn:
+        log.warning("%s holds %s beside %s: if these are masks of the images, they are read as images as well. Pass "
+                    "--data-path %s to leave them out", shown(root), listed(drawn), listed(images),
+                    shown(Path(root) / images[0]))
+
+
 def say_doubts(root, names):
-    """Warn of class folders that may not be what they seem: names that differ by a slip, and folds that hold the classes."""
+    """Warn of class folders that may not be what they seem: names that differ by a slip, folds that hold the classes, masks."""
+    say_pairs(root, names)
     spelled = {}
     for name in names:
         spelled.setdefault(plain(name), []).append(name)

@@ -16,11 +16,13 @@ from data.folders import (
     DATA_FLAG,
     VAL_FLAG,
     class_names,
+    folders_with_images,
     labelled_samples,
     listing,
     require_folder,
     say_doubts,
     say_order,
+    say_pairs,
     unlabelled_samples,
 )
 from data.masks import build_mask_generator
@@ -134,6 +136,7 @@ def _pretrain_loaders(config, train):
         warn_of_overlap(train_folder, val_folder)
     found = unlabelled_samples(train_folder)
     warn_of_held_out((path for path, _ in found), train_folder, labelled=False)
+    say_pairs(train_folder, folders_with_images(train_folder))
     samples = Samples(found)  # once for both
     trained = masked(samples, pretrain_transform(config), training_rules_of, mask_preparation(config))
     loader = _train_loader(config, trained, config.DATA.DATA_PATH or train_folder, config.DATA.MASK_GROUPS)

@@ -189,6 +189,14 @@ def test_folder_that_can_not_be_trained_on_is_refused(places, message, tmp_path)
         loaders_of(tmp_path)
 
 
+@pytest.mark.parametrize("is_pretrain", [True, False])
+@pytest.mark.parametrize("places, said", [(["Images*8", "masks*8"], True), (["images*8", "photographs*8"], False)])
+def test_masks_that_are_read_as_images_are_said(places, said, is_pretrain, tmp_path, caplog):
+    draw(tmp_path, *places)
+    loaders_of(tmp_path, is_pretrain)
+    assert ("holds masks beside Images: if these are masks" in caplog.text) == said
+
+
 @pytest.mark.parametrize("target", ["data/a", "data", "."])
 def test_class_that_is_a_link_to_another_is_refused(target, tmp_path):
     draw(tmp_path, "data/a*4", "data/b*4")
