@@ -220,6 +220,8 @@ TRAIN = {
                       "patch_embed,layers.0", rule=lambda what: None if what.strip() else "is empty: none trains everything",
                       jobs=PRETRAIN + FINETUNE),
     "USE_CHECKPOINT": Setting(False, "recompute activations in the backward pass to save memory"),
+    "COMPILE": Setting(False, "+ blocks are compiled (torch.compile), which takes a while at the start of a run",
+                       jobs=PRETRAIN + FINETUNE),
     "EMA_DECAY": Setting(0.0, "+ share that an average of the weights keeps in a step, e.g. 0.9999; 0 = no average",
                          low=0, high=1, rule=_keeps_most),
     "NONFINITE_LIMIT": Setting(20, "+ stop after this many steps in a row with a NaN or infinite gradient", "steps", low=1,

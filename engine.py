@@ -24,6 +24,7 @@ from config import dump, images_per_step, save_config
 from logger import MetricWriter, create_logger, cut_back, log_to_file
 from models import build_model
 from models.build import build_sharded
+from models.compiling import compile_units
 from models.freezing import freeze, train_mode
 from resume import Place, resume, save_best
 from utils import distributed, stopping
@@ -34,7 +35,7 @@ from utils.devices import packed, to_device
 from utils.heartbeat import Heartbeat
 from utils.lock import FolderLock
 from utils.meters import Meter, peak_memory_mb
-from utils.precision import build_precision
+from utils.precision import build_precision, computes_in_bfloat16
 from utils.seeding import STEP, seed_globals
 from utils.sharding import is_sharded, whole
 from watch import Watch
@@ -177,13 +178,18 @@ def start(config):
 def build_for_training(config, is_pretrain, device, precision):
     """The model on its device, with what TRAIN.FREEZE names frozen; divided among the processes with TRAIN.PARALLEL fsdp.
 
-    Raises: ValueError where the precision can't be combined with it, or TRAIN.FREEZE names nothing of the model.
+    With TRAIN.COMPILE its blocks are compiled, in their first steps.
+    Raises: ValueError where the precision can't be combined with it, TRAIN.FREEZE names nothing of the model, or there is no
+        compiler.
     """
     model = _build(config, is_pretrain, device, precision)
     freeze(model, config.TRAIN.FREEZE)
     if config.TRAIN.FREEZE != "none" and not config.PRETRAINED and not config.MODEL.RESUME:
         log.warning("TRAIN.FREEZE=%s without --pretrained: what is frozen keeps random weights, unless the run folder holds a "
                     "checkpoint to resume", config.TRAIN.FREEZE)
+    if config.TRAIN.COMPILE:
+        log.info("TRAIN.COMPILE: the blocks are compiled during the first steps, which takes a while")
+        compile_units(model)
     return model
 
 
@@ -316,6 +322,8 @@ def announce(job, scaled, num_train, num_val):
     trained = sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
     log.info("%s / %s: %.2fM parameters, of which %.2fM are trained, %s, %s", config.MODEL.METHOD, config.MODEL.TYPE,
              total / 1e6, trained / 1e6, job.device, job.updater.precision)
+    if job.device.type == "cpu" and not config.AMP_OPT_LEVEL and computes_in_bfloat16():
+        log.info("this CPU computes in bfloat16, in which large models train faster: --amp-opt-level O1")
     log.info("%d training images in %d iterations an epoch, %s validation images", num_train, len(job.loader), num_val or "no")
     total = images_per_step(config, distributed.world_size())
     if is_sharded(job.model):

@@ -24,6 +24,12 @@ def build_precision(level, backend, device):
     return NativePrecision(device, None if level == "O0" else mixed_dtype(device))
 
 
+def computes_in_bfloat16():
+    """Whether this CPU multiplies matrices of bfloat16 itself, faster than those of float32."""
+    tests = (getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test() for test in tests)
+
+
 def mixed_dtype(device):
     """bfloat16 where the device computes in it, else float16 (which needs loss scaling)."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

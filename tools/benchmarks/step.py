@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from config import encoder_config, image_size, load_config, mask_preparation
 from data.masks import draw_masks
-from engine import Updater, build_average
+from engine import build_updater
 from models import build_model
+from models.compiling import compile_units
 from models.freezing import freeze, train_mode
 from optimizer import build_optimizer
 from tools.benchmarks.report import MatrixPeak, report
@@ -32,14 +33,15 @@ class Candidate:
         path: of the recipe.
         args: with opts, batch_size, amp_opt_level and stage, see tools/benchmark.py.
         device: torch.device.
+        more: further opts.
     """
 
-    def __init__(self, path, args, device):
-        opts = list(args.opts)
+    def __init__(self, path, args, device, more=()):
+        opts = [*args.opts, *more]
         opts += ["DATA.BATCH_SIZE", args.batch_size] if args.batch_size else []
         opts += ["AMP_OPT_LEVEL", args.amp_opt_level] if args.amp_opt_level else []
-        self.name, self.config = Path(path).stem, load_config(path, opts)
-        config = self.config
+        config = self.config = load_config(path, opts)
+        self.name = Path(path).stem + (", compiled" if config.TRAIN.COMPILE else "")
         self.device = device
         self.is_pretrain = args.stage == "pretrain" or (args.stage == "auto" and "finetune" not in config.MODEL.NAME)
         seed_globals(config.SEED)
@@ -47,9 +49,11 @@ class Candidate:
         model = build_model(config, is_pretrain=self.is_pretrain).to(device)
         freeze(model, config.TRAIN.FREEZE)
         train_mode(model)
+        if config.TRAIN.COMPILE:
+            compile_units(model)
         precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
         model, optimizer = precision.prepare(model, build_optimizer(config, model, self.is_pretrain))
-        self.updater = Updater(model, optimizer, precision, config.TRAIN.CLIP_GRAD, build_average(config, model))
+        self.updater = build_updater(config, model, optimizer, precision, device)
         self.precision = str(precision)
         self.dtype = getattr(precision, "dtype", None) or torch.float32
         size = (config.DATA.BATCH_SIZE, encoder_config(config).IN_CHANS, *image_size(config))
@@ -93,7 +97,14 @@ class Candidate:
 
 def main(args):
     device = distributed.start()
-    candidates = [Candidate(path, args, device) for path in args.cfg]
+    formats = [["AMP_OPT_LEVEL", level] for level in args.formats or ()] or [[]]
+    kinds = [["TRAIN.COMPILE", False], ["TRAIN.COMPILE", True]] if args.compiled else [[]]
+    candidates = [Candidate(path, args, device, [*level, *kind]) for path in args.cfg for level in formats for kind in kinds]
+    measure(candidates, args, device)
+
+
+def measure(candidates, args, device):
+    """Time the steps of several candidates in turn and report them; the first is the baseline of the ratios."""
     peaks = {dtype: MatrixPeak(device, dtype) for dtype in {candidate.dtype for candidate in candidates}}
     for candidate in candidates:
         for _ in range(args.warmup):
