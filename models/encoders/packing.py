@@ -56,10 +56,10 @@ class Packing(NamedTuple):
         pairs = torch.where(empty.unsqueeze(2) & empty.unsqueeze(1), num_rows + 1, pairs)
         return cls(slots.clamp(max=num_tokens - 1), inverse, pairs.to(torch.int32))
 
-    def pack(self, x):
-        """Queries, keys or values (B/K, heads, K * n, d) -> (B/K, heads * groups, size, d)."""
-        x = Reorder.apply(x, 2, self.order, self.inverse)
-        return x.unflatten(2, self.pairs.shape[:2]).flatten(1, 2)
+    def pack(self, qkv):
+        """(3, B/K, heads, K * n, d) -> (3, B/K, heads * groups, 1, size, d): as windows with one head each."""
+        qkv = Reorder.apply(qkv, 3, self.order, self.inverse)
+        return qkv.unflatten(3, self.pairs.shape[:2]).flatten(2, 3).unsqueeze(3)
 
     def unpack(self, x):
         """(B/K, heads * groups, size, d) -> (B/K, K * n, heads * d)."""
@@ -68,10 +68,10 @@ class Packing(NamedTuple):
         return Reorder.apply(x, 1, self.inverse, self.order).flatten(2)
 
     def bias(self, table):
-        """What is added to the scores: table (offsets, heads) -> (1, heads * groups, size, size)."""
+        """What is added to the scores: table (offsets, heads) -> (heads * groups, 1, size, size)."""
         outside = table.new_tensor([BLOCKED, 0.0]).unsqueeze(1).expand(-1, table.shape[1])
         bias = BiasLookup.apply(torch.cat([table, outside]).t(), self.pairs.flatten())
-        return bias.view(1, -1, *self.pairs.shape[1:])
+        return bias.view(-1, 1, *self.pairs.shape[1:])
 
 
 class Reorder(torch.autograd.Function):

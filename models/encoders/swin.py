@@ -143,8 +143,8 @@ class WindowAttention(nn.Module):
         """
         batch, tokens, dim = x.shape
         rows = batch * tokens // len(packing.inverse)  # images that share a mask
-        q, k, v = (packing.pack(part.squeeze(1)) for part in self.project(x.reshape(rows, 1, -1, dim)))
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.bias(self.bias_table().to(q.dtype)), scale=self.scale)
+        qkv = self.project(x.reshape(rows, 1, -1, dim)).squeeze(2)
+        x = attention(packing.pack(qkv), packing.bias(self.bias_table().to(qkv.dtype)), self.scale)
         return self.proj_drop(self.proj(packing.unpack(x).view(batch, tokens, dim)))
 
 
