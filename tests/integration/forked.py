@@ -4,7 +4,7 @@ Every run executes the main's file as `__main__` in a process of its own, exactl
 the libraries are in memory already, and the interpreter is not taken apart at the end (a second saved at either end).
 Started by `processes.Forks`; reads one JSON object a line on stdin, writes one back on stdout:
 {"start": [rank, ...], "group": bool} gives {"pids": [...]}, {"end_of": [pid, ...], "wait": bool} gives {"codes": [...]}.
-A process that has ended stays a zombie until it is asked for, so its number is not given to another meanwhile.
+A process that has ended stays a zombie until it is asked for, so its number is not given to another meanwhile; later it may be.
 """
 import atexit
 import gc
@@ -41,6 +41,8 @@ def main():
         if "start" in order:
             pids = start(order["start"], order["group"])
             groups += pids[:1] if order["group"] else []
+            for pid in pids:  # an earlier process may have had the number
+                codes.pop(pid, None)
             answer = {"pids": pids}
         else:
             answer = {"codes": [end_of(pid, codes, order["wait"]) for pid in order["end_of"]]}
