@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 
+from data.listings import Listings
 from data.other_files import OtherFiles
 from utils.files import expanded
 from utils.names import alike, listed, plain, same_text, shown
@@ -21,6 +22,7 @@ CHANNEL_SUFFIXES = ARRAY_SUFFIXES | {".tif", ".tiff"}  # of images with other ch
 OF_IMAGES = {"image", "images", "img", "imgs", "rgb", "jpegimages"}
 OF_MASKS = {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth",
             "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth", "depths"}
+_listings = ContextVar("listings", default=None)
 _suffixes = ContextVar("suffixes", default=IMAGE_SUFFIXES)  # of what counts as an image, see `listing`
 ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tgz": "tar -xf", ".gz": "tar -xf", ".bz2": "tar -xf", ".xz": "tar -xf",
             ".7z": "7z x", ".rar": "unrar x"}
@@ -31,14 +33,30 @@ OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume i
 # ---- files --------------------------------------------------------------------------------------------------------
 
 @contextmanager
-def listing(mode, *roots):
-    """While folders are looked into for images of a mode: which files count.
+def listing(mode, *roots, cache=None):
+    """While folders are looked into for images of a mode: which files count, and what a list of them has that is kept.
 
     Arrays and TIFF where the mode is a number of channels that no picture has. Otherwise pictures, or arrays where there is no
     picture below the first of `roots` that is a folder: beside pictures they are often masks or features.
+
+    Args:
+        cache: folder of lists, see data/listings.py; None = there is none.
     """
+    given = [expanded(str(root)) for root in roots if root]
+    listings = Listings(given, cache)
+    token = _listings.set(listings)
+    try:
+        with _suffixes_of(mode, given):
+            yield
+        listings.close()
+    finally:
+        _listings.reset(token)
+
+
+@contextmanager
+def _suffixes_of(mode, roots):
     suffixes = CHANNEL_SUFFIXES if isinstance(mode, int) else IMAGE_SUFFIXES
-    root = next((root for root in map(expanded, map(str, filter(None, roots))) if os.path.isdir(root)), None)
+    root = next(filter(os.path.isdir, roots), None)
     if root and not isinstance(mode, int) and not has_images(root) and any(True for _ in _walk(root, suffixes=ARRAY_SUFFIXES)):
         suffixes = ARRAY_SUFFIXES
     token = _suffixes.set(suffixes)
@@ -133,7 +151,7 @@ def _looked_into(folder):
 
 
 def _refuse(error):
-    """What os.walk does with a folder that it can't list, instead of passing over it."""
+    """What is done with a folder that can't be listed, instead of passing over it."""
     if isinstance(error, PermissionError):
         raise PermissionError(f"folder {shown(error.filename)} may not be looked into: give yourself the right to "
                               f"(chmod u+rx), or move it out of the data.") from error
@@ -149,13 +167,18 @@ def _walk(root, others=None, suffixes=None):
     """
     suffixes = suffixes or _suffixes.get()
     seen = set()  # links may lead back up
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse):
+    listings, pending = _listings.get() or Listings(), [str(root)]
+    while pending:
+        folder = pending.pop()
         place = os.path.realpath(folder)
         if place in seen:
-            subfolders[:] = []
             continue
         seen.add(place)
-        subfolders[:] = sorted(name for name in subfolders if is_data(name))
+        try:
+            subfolders, names = listings.entries(folder)
+        except OSError as error:
+            _refuse(error)
+        pending += (os.path.join(folder, name) for name in sorted(filter(is_data, subfolders), reverse=True))
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):

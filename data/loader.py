@@ -25,6 +25,7 @@ from data.folders import (
     say_pairs,
     unlabelled_samples,
 )
+from data.listings import cache_folder
 from data.masks import build_mask_generator
 from data.reading import BadImage
 from data.samplers import EpochSampler, EvalSampler
@@ -86,8 +87,13 @@ def build_loader(config, is_pretrain, train=True, head=None):
     Returns: Loaders.
     Raises: ValueError or FileNotFoundError that says which folder or key is wrong.
     """
-    with listing(mode_of(config), config.DATA.DATA_PATH, config.DATA.VAL_PATH):
+    with _listing(config):
         return _pretrain_loaders(config, train) if is_pretrain else _finetune_loaders(config, train, head)
+
+
+def _listing(config):
+    """While the folders of a config are looked into, see data.folders.listing."""
+    return listing(mode_of(config), config.DATA.DATA_PATH, config.DATA.VAL_PATH, cache=cache_folder(config.DATA.LIST_CACHE))
 
 
 def mixing_is_on(config):
@@ -151,7 +157,7 @@ def build_probe_loaders(config, train=True, head=None):
         head: as in build_loader.
     """
     mode = mode_of(config)
-    with listing(mode, config.DATA.DATA_PATH, config.DATA.VAL_PATH):
+    with _listing(config):
         samples, val_samples, classes = _labelled_samples(config, train, head)
 
     def images(samples, transform, rules=rules_of):
