@@ -229,7 +229,7 @@ def parallel(model, device):
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.ndim == 4:
+        if parameter.requires_grad and (parameter.ndim == 4 or 1 in parameter.shape):
             parameter.register_hook(partial(_laid_out_as, parameter.stride()))
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{name: False})
 

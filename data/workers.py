@@ -1,6 +1,7 @@
 """Loader processes: what each is doing, and what is said when one hangs or dies."""
 import atexit
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from torch.utils.data import get_worker_info
 from utils import stopping
 from utils.names import shown
 
+PATIENCE = 10  # seconds that a process which has lost its connections may take to end
 GOES_ON = "The same command goes on from the last checkpoint."
 
 atexit.register(stopping.kill_children)  # multiprocessing would ask them to end, which they ignore, and wait
@@ -86,6 +88,12 @@ class Workers:
             self._check()
             yield
             arrived = True
+        except (EOFError, ConnectionError):  # of taking over the memory of a batch from a worker that is ending
+            sentinels = {process.sentinel: process for process in self.processes}
+            for ended in multiprocessing.connection.wait(list(sentinels), PATIENCE):
+                sentinels[ended].join(PATIENCE)
+            self._check()
+            raise
         except RuntimeError as error:
             self._check()  # torch catches what is raised here, and says in other words that one has died
             if "DataLoader timed out" not in str(error):

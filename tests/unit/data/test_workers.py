@@ -1,4 +1,5 @@
 """Loader processes that hang, die, or get the signals that are meant for the main process."""
+import multiprocessing
 import os
 import signal
 
@@ -8,6 +9,7 @@ from data.bad_images import BadImages, Reader
 from data.datasets import ImageDataset
 from data.loader import ImageLoader
 from data.samplers import EvalSampler
+from data.workers import Notes, Workers
 from utils.stopping import kill_children
 
 from ..helpers import write_image
@@ -94,6 +96,16 @@ def test_worker_that_dies_between_batches_is_noticed_when_the_next_is_due(tmp_pa
     process.join()  # nothing is raised here, in the middle of a step
     with pytest.raises(OSError, match=rf"loader worker 0 \(pid {pid}\) was killed by SIGKILL, at "):
         list(batches)
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_worker_that_dies_while_it_hands_over_a_batch_is_told_in_a_line(error):
+    """What torch says of it then are errors of a connection."""
+    workers = Workers([], Notes(0), 0, 0)
+    workers.processes = [multiprocessing.get_context("fork").Process(target=lambda: os.kill(os.getpid(), signal.SIGKILL))]
+    workers.processes[0].start()
+    with pytest.raises(OSError, match="was killed by SIGKILL"), workers.watched():
+        raise error
 
 
 def test_signals_that_end_a_run_do_not_end_its_workers(tmp_path):
