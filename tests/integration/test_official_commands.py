@@ -17,6 +17,8 @@ SMALL_MAE = {**SMALL_VIT, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_
 SMALL_CONVMAE = {**SMALL, "MODEL.CONVMAE.EMBED_DIM": "[4,8,16]", "MODEL.CONVMAE.DEPTHS": "[1,1,2]",
                  "MODEL.CONVMAE.NUM_HEADS": 2, "DATA.IMG_SIZE": 64}
 SMALL_MIXMIM = {**SMALL, "MODEL.MIXMIM.EMBED_DIM": 8, "MODEL.MIXMIM.DEPTHS": "[1,1]", "MODEL.MIXMIM.NUM_HEADS": "[1,2]"}
+SMALL_GREENMIM = {**SMALL, "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": "[1,1,1,1]", "MODEL.SWIN.NUM_HEADS": "[1,2,4,8]",
+                  "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_NUM_HEADS": 2, "DATA.IMG_SIZE": 96}
 MIXMIM_PRETRAIN = {**SMALL_MIXMIM, "MODEL.MIXMIM.WINDOW_SIZES": "[14,14]", "MODEL.MIXMIM.DECODER_EMBED_DIM": 16,
                    "MODEL.MIXMIM.DECODER_DEPTH": 1, "MODEL.MIXMIM.DECODER_NUM_HEADS": 2, "DATA.IMG_SIZE": 112,
                    "DATA.MASK_PATCH_SIZE": 56}
@@ -46,6 +48,9 @@ PRETRAIN = {
         **SMALL_CONVMAE, "MODEL.MAE.DECODER_EMBED_DIM": 16, "MODEL.MAE.DECODER_DEPTH": 1, "MODEL.MAE.DECODER_NUM_HEADS": 2},
     "lsmae/lsmae_pretrain__vit_base__img448__800ep": {**SMALL_MAE, "DATA.IMG_SIZE": 80},  # blocks of 2x2 patches, cut
     "lsmae/lsmae_pretrain__vit_large__img448__800ep": SMALL_MAE,
+    "sparse/greenmim_pretrain__swin_base__img192_window6__800ep": SMALL_GREENMIM,
+    "sparse/greenmim_pretrain__swin_base__img224_window7__800ep": {**SMALL_GREENMIM, "DATA.IMG_SIZE": 224},
+    "sparse/greenmim_pretrain__swin_large__img224_window14__800ep": {**SMALL_GREENMIM, "DATA.IMG_SIZE": 224},
     "mixmim/mixmim_pretrain__mixmim_base__img224__300ep": MIXMIM_PRETRAIN,
     "mixmim/mixmim_pretrain__mixmim_base__img224__600ep": MIXMIM_PRETRAIN,
     "mixmim/mixmim_pretrain__mixmim_large__img224__600ep": MIXMIM_PRETRAIN,
@@ -83,7 +88,8 @@ FINETUNE = {
     "mixmim/mixmim_finetune__mixmim_huge__img224__600ep": MIXMIM_FINETUNE,
 }
 QUICK = ("swin_base__img192_window6__100ep", "vit_base__img224__800ep", "swinv2_base", "mae_pretrain__vit_base__img224__800ep",
-         "convmae_base", "mixmim_base__img224__600ep")  # of each encoder and method, trained on every occasion
+         "convmae_base", "greenmim_pretrain__swin_base__img192",
+         "mixmim_base__img224__600ep")  # of each encoder and method, trained on every occasion
 RELEASED = "swin_base/simmim_finetune__swin_base__img224_window7__800ep"
 PRETRAINED = "swin_base/simmim_pretrain__swin_base__img192_window6__800ep"
 

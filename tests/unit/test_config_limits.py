@@ -2,7 +2,7 @@
 import pytest
 
 from config import flatten, load_config, settings
-from utils.settings import FLAG, LARGEST, TEXT, TEXTS
+from utils.settings import FLAG, LARGEST, PATH, TEXT, TEXTS
 
 DIGITS = "9" * 400
 
@@ -52,7 +52,7 @@ def test_image_size_is_looked_at_before_sizes_that_fit_are_searched(monkeypatch)
     assert "DATA.IMG_SIZE=1000000000" in refusal("DATA.IMG_SIZE", 10 ** 9)
 
 
-@pytest.mark.parametrize("key", [key for key, setting in settings().items() if setting.kind not in (FLAG, TEXT, TEXTS)])
+@pytest.mark.parametrize("key", [key for key, setting in settings().items() if setting.kind not in (FLAG, PATH, TEXT, TEXTS)])
 def test_every_number_has_an_end(key):
     setting = settings()[key]
     beyond = (setting.high if setting.high is not None else LARGEST) * 2

@@ -28,6 +28,10 @@ def decoder(width, dim, tokens=1 + 28 ** 2, depth=8, values=16 * 16 * 3):
     return (width + 1) * dim + dim + tokens * dim + depth * (12 * dim + 13) * dim + 2 * dim + (dim + 1) * values
 
 
+def cells_decoder(width, cells):
+    return decoder(width, 512, tokens=cells, depth=1, values=32 * 32 * 3)
+
+
 PARAMETERS = {
     # the official code under the official recipes (tests/parity/fixtures/simmim/keys)
     "simmim_pretrain__swin_base__img192_window6__100ep": 89_874_104,
@@ -92,6 +96,10 @@ PARAMETERS = {
     "mixmim_finetune__mixmim_large__img224__600ep": 197_396_668,
     "mixmim_finetune__mixmim_large__img384__600ep": 199_246_300,
     "mixmim_finetune__mixmim_huge__img224__600ep": 659_262_658,
+    # Swin without its head, and a decoder of one block that predicts cells of 32 pixels
+    "greenmim_pretrain__swin_base__img192_window6__800ep": 87_750_176 - (1024 + 1) * 1000 + cells_decoder(1024, 6 ** 2),
+    "greenmim_pretrain__swin_base__img224_window7__800ep": 87_768_224 - (1024 + 1) * 1000 + cells_decoder(1024, 7 ** 2),
+    "greenmim_pretrain__swin_large__img224_window14__800ep": 196_794_556 - (1536 + 1) * 1000 + cells_decoder(1536, 7 ** 2),
     # those of MAE, with position tables for 28 x 28 patches instead of 14 x 14, and for ViT-B a decoder of another width
     "lsmae_pretrain__vit_base__img448__800ep": 86_567_656 - (768 + 1) * 1000 + MORE_PATCHES * 768 + decoder(768, 384),
     "lsmae_pretrain__vit_large__img448__800ep": 329_541_888 + MORE_PATCHES * (1024 + 512),
