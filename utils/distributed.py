@@ -86,8 +86,13 @@ def _device(local_rank):
 
 
 def stop():
-    """Leave the process group."""
+    """Leave the process group once all are done: with one that goes, what others have not read yet of it may be lost."""
     if dist.is_initialized():
+        try:
+            barrier()
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise  # otherwise another has gone, with a code of its own; here all is done
         dist.destroy_process_group()
         Exchange.group = None
 

@@ -1,4 +1,6 @@
 """Who may start alone, and what several processes add up."""
+import multiprocessing
+import time
 import warnings
 
 import pytest
@@ -60,3 +62,24 @@ def test_gradient_in_another_layout_keeps_its_values():
     gradient = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     laid_out = engine._laid_out_as((12, 4, 2, 1), gradient)
     assert laid_out.stride() == (12, 4, 2, 1) and torch.equal(laid_out, gradient)
+
+
+def _leaves(rank, folder, codes):
+    """A process of two, of which the first has something left to do."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    if rank == 0:
+        time.sleep(0.5)
+        (folder / "done").touch()
+    distributed.stop()
+    codes.put((folder / "done").exists() and not dist.is_initialized())
+
+
+def test_no_process_leaves_before_all_are_done(tmp_path):
+    context = multiprocessing.get_context("fork")
+    codes = context.Queue()
+    ranks = [context.Process(target=_leaves, args=(rank, tmp_path, codes)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    assert [codes.get(timeout=60) for _ in ranks] == [True, True]
+    for process in ranks:
+        process.join()
