@@ -55,7 +55,8 @@ from torch import nn
 from torchvision.models import get_weight
 
 from config import pixel_statistics, with_values
-from data.folders import class_names, image_files, listing
+from data.class_folders import class_names
+from data.folders import image_files, listing
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
 from data.reading import BadImage

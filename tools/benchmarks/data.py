@@ -19,7 +19,7 @@ from data import decoding, reading
 from data.bad_images import Reader
 from data.datasets import MaskedImageDataset
 from data.folders import image_files
-from data.loader import ImageLoader
+from data.image_loader import ImageLoader
 from data.masks import build_mask_generator
 from data.samplers import EpochSampler
 from data.transforms import RATIO, mode_of, pretrain_transform, rules_of

@@ -279,7 +279,7 @@ def test_list_that_does_not_exist_is_an_error(folder):
 def test_list_that_names_no_image_is_a_warning_and_one_that_names_all_an_error(folder, tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("absent.png\n")
     warned = []
-    monkeypatch.setattr("data.loader.log.warning", lambda *words: warned.append(words[0]))
+    monkeypatch.setattr("data.image_loader.log.warning", lambda *words: warned.append(words[0]))
     pretraining(folder, SKIP_LIST=str(tmp_path / "list.txt"))
     assert any("names none of the training images" in words for words in warned)
     (tmp_path / "list.txt").write_text("".join(f"{'ab'[i % 2]}/{i:02}.png\n" for i in range(COUNT)))

@@ -8,8 +8,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from data.class_folders import class_names, labelled_samples
 from data.datasets import ImageDataset, MaskedImageDataset, per_class_subset, read_image, split_per_class
-from data.folders import class_names, image_files, labelled_samples, unlabelled_samples
+from data.folders import image_files, unlabelled_samples
 from data.masks import MaskGenerator
 from data.transforms import finetune_transform, pretrain_transform
 

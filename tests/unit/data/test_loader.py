@@ -7,8 +7,9 @@ import torch
 
 from config import load_config, mask_preparation
 from data import build_loader
-from data.loader import EpochSampler, EvalSampler, build_mixup, build_probe_loaders
+from data.loader import build_mixup, build_probe_loaders
 from data.masks import build_mask_generator, draw_masks
+from data.samplers import EpochSampler, EvalSampler
 from utils.devices import to_device
 
 from ..helpers import TINY, opts_of, tiny_config, write_image

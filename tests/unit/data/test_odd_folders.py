@@ -5,7 +5,8 @@ import unicodedata
 
 import pytest
 
-from data.folders import class_names, image_files, labelled_samples, say_order
+from data.class_folders import class_names, labelled_samples, say_order
+from data.folders import image_files
 
 from ..helpers import write_image
 from .test_splits import draw, loaders_of, sizes

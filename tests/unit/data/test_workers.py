@@ -7,7 +7,7 @@ import pytest
 
 from data.bad_images import BadImages, Reader
 from data.datasets import ImageDataset
-from data.loader import ImageLoader
+from data.image_loader import ImageLoader
 from data.samplers import EvalSampler
 from data.workers import Notes, Workers
 from utils.stopping import kill_children
