@@ -1,10 +1,13 @@
 """TRAIN.COMPILE: every method and encoder goes through torch.compile in whole blocks, once, and gives what it gives without."""
 import pytest
 import torch
+from torch import distributed as dist
 from torch._dynamo.utils import counters
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from config import with_values
 from models.compiling import compile_units
+from utils.sharding import make_mesh, shard, whole
 
 from .tiny import CASES, build, make_config, make_images, make_mask
 
@@ -39,6 +42,35 @@ def test_blocks_are_compiled_whole_and_once_and_give_the_same(case, format):
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     both, alone = (torch.cat([gradient.flatten() for gradient in of]) for of in (gradients, expected_gradients))
     assert (both - alone).norm() <= tolerance * alone.norm()
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards on CUDA only")
+@pytest.mark.parametrize("case", [case for case in FIRST if (case[0], case[2]) in (("swin", "mae"), ("vit", "simmim"))],
+                         ids="-".join)
+def test_blocks_of_a_sharded_model_are_compiled_whole_and_once(case):
+    """Under fsdp with accumulation: the first of two batches of a step does not share gradients. One process has all parts."""
+    config = make_config(*case)
+    model, plain = (build(config, is_pretrain=True).train() for _ in range(2))
+    images, masks = make_images(config), [make_mask(config)]
+    dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+    try:
+        mesh = make_mesh(torch.device("cpu"))
+        for unit in [*model.units(), model]:
+            shard(unit, mesh)
+        compile_units(model, backend="eager")
+        compiled = []
+        for _ in range(3):
+            for last in (False, True):
+                model.set_requires_gradient_sync(last)
+                loss, gradients = step(model, images, masks, torch.float32)
+            compiled.append(counters["stats"]["unique_graphs"])
+        both = torch.cat([whole(gradient).flatten() for gradient in gradients])
+    finally:
+        dist.destroy_process_group()
+    assert compiled[0] > 0 and compiled[0] == compiled[2] and not counters["graph_break"]
+    expected, expected_gradients = step(plain, images, masks, torch.float32)
+    alone = 2 * torch.cat([gradient.flatten() for gradient in expected_gradients])  # sums of two batches
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and (both - alone).norm() <= 1e-5 * alone.norm()
 
 
 def test_evaluation_is_not_compiled_and_names_of_weights_stay():

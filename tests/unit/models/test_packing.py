@@ -101,7 +101,8 @@ def dense(encoder, image, hidden):
     (SwinTransformer, 4, (64, 96), 4, False), (SwinTransformer, 6, (96, 48), 2, True),
     (SwinTransformer, 7, (112, 224), 4, False), (SwinTransformer, 8, (128, 64), 1, False),
     (SwinTransformer, 12, (96, 144), 4, False), (SwinTransformerV2, 4, (64, 96), 1, False),
-    (SwinTransformerV2, 6, (96, 48), 4, True), (SwinTransformerV2, 7, (112, 224), 2, False)])
+    (SwinTransformerV2, 6, (96, 48), 4, True), (SwinTransformerV2, 7, (112, 224), 2, False),
+    (SwinTransformerV2, 8, (128, 64), 4, False), (SwinTransformerV2, 12, (96, 144), 1, False)])
 def test_visible_tokens_equal_dense_ones_that_see_visible_ones_only(kind, window, size, groups, ape):
     """Outputs and gradients, in blocks of windows that are shifted and not, smaller than the map and as large as it."""
     torch.manual_seed(0)
