@@ -33,7 +33,8 @@ class Normalisation:
         if isinstance(image, Erased):
             return _with_boxes(self(image.pixels), image.boxes, image.values)
         scale, shift = self._on(image.device, 1 if image.is_floating_point() else 255)
-        return torch.addcmul(shift, image, scale)
+        planes = torch.empty(image.shape, dtype=torch.float32, device=image.device)  # whatever the order in memory was
+        return torch.addcmul(shift, image, scale, out=planes)
 
     def _on(self, device, white):
         key = device, white
@@ -98,13 +99,20 @@ class Images:
 
 def joined(images):
     """A batch of images: (C, H, W) tensors, or where any has boxes, Erased."""
-    plain = [image.pixels if isinstance(image, Erased) else image for image in images]
-    pixels = torch.utils.data.default_collate(plain)
+    pixels = _stacked([image.pixels if isinstance(image, Erased) else image for image in images])
     boxed = [(i, image) for i, image in enumerate(images) if isinstance(image, Erased)]
     if not boxed:
         return pixels
     boxes = torch.cat([image.boxes.index_fill(1, torch.tensor(0), i) for i, image in boxed])
     return Erased(pixels, boxes, torch.cat([image.values for _, image in boxed]))
+
+
+def _stacked(images):
+    """(B, C, H, W) of (C, H, W), in their order of memory: sorting colours into planes would take as long as resizing them."""
+    collate = torch.utils.data.default_collate
+    if all(isinstance(image, torch.Tensor) and image.ndim == 3 and image.stride(0) == 1 for image in images):
+        return collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return collate(images)
 
 
 def split(batch):

@@ -216,8 +216,8 @@ def _resized(pixels, view, scale):
 
 
 def _as_images(pixels):
-    """(rows, columns, channels) as torch resizes it."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    """(rows, columns, channels) as torch resizes it, in an order that tells it that the channels of a pixel lie together."""
+    return torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
