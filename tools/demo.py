@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository is cloned, not installed
 
 
+FINETUNING = ["TRAIN.EPOCHS", "6"]  # half of the recipe's: pre-training helps most where there is little time
+
+
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", action="store_true", help="a small ViT instead of a small Swin")
@@ -47,7 +50,7 @@ def main(args):
              ["--pretrained", f"{pretrained}/encoder.pth"]),
             ("scratch", "Training the same model from scratch: same labels, same recipe, same number of steps", [])):
         tag = f"{encoder}__{name}"
-        step(title, "main_finetune.py", recipes["finetune"], args, tag, *more)
+        step(title, "main_finetune.py", recipes["finetune"], args, tag, *more, opts=FINETUNING)
         accuracies[name] = last_accuracy(folder_of(recipes["finetune"], args, tag))
     folder = folder_of(recipes["finetune"], args, f"{encoder}__pretrained")
     checkpoint = newest_checkpoint(folder)
@@ -65,10 +68,10 @@ def folder_of(recipe, args, tag):
     return run_folder(load_config(ROOT / recipe, [*args.opts, "OUTPUT", args.output, "TAG", tag]))
 
 
-def step(title, program, recipe, args, tag, *more):
+def step(title, program, recipe, args, tag, *more, opts=()):
     """Run one command of the repository and stop the demo if it fails."""
-    command = [program, "--cfg", recipe, "--output", args.output, "--tag", tag, *more]
-    command += ["--opts", *args.opts] if args.opts else []
+    command, opts = [program, "--cfg", recipe, "--output", args.output, "--tag", tag, *more], [*opts, *args.opts]
+    command += ["--opts", *opts] if opts else []
     print(f"\n=== {title}\n$ python {shlex.join(command)}", flush=True)
     result = subprocess.run([sys.executable, *command], cwd=ROOT)
     if result.returncode:

@@ -2,12 +2,13 @@
 
 {"kind": "fsize", "bytes": n}                                no file can grow beyond n bytes
 {"kind": "loss" | "gradient" | "weights", "rank": r, "step": s, "times": t}   NaN in t steps from step s on, on rank r
-{"kind": "hang", "rank": r, "step": s}                       step s never ends, on rank r
+{"kind": "hang", "rank": r, "step": s, "mark": path}         step s never ends, on rank r, and writes a file when it begins
 """
 import json
 import os
 import resource
 import time
+from pathlib import Path
 
 FAULT = json.loads(os.environ["FAULT"])
 NAN = float("nan")
@@ -23,6 +24,7 @@ def spoil_steps():
         if not FAULT["step"] <= step < FAULT["step"] + FAULT.get("times", 1):
             return update(self, losses)
         if FAULT["kind"] == "hang":
+            Path(FAULT["mark"]).touch()
             while True:
                 time.sleep(0.05)
         if FAULT["kind"] == "loss":

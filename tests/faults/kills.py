@@ -65,6 +65,11 @@ def wait_for_steps(job, folder, count):
     return _wait(job, lambda: len(steps_logged(folder)) >= count)
 
 
+def wait_for_file(job, path):
+    """Wait until a file is there. Returns whether the run is, too."""
+    return _wait(job, path.exists)
+
+
 def wait_for_validation(job, folder):
     """Wait for the end of an epoch's steps, after which it is validated. Returns whether the run is still there."""
     return _wait(job, lambda: "training takes" in log_text(folder))

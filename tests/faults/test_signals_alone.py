@@ -74,9 +74,9 @@ def test_storm_of_signals_is_survived(key, again, bench, inject, rng, tmp_path):
 
 
 def test_second_ctrl_c_stops_at_once(bench, inject, tmp_path):
-    plan = PLANS["swin"]
-    job = bench.start(plan, tmp_path, fault={"kind": "hang", "rank": 0, "step": 4})
-    assert wait_for_steps(job, bench.folder(plan, tmp_path), 4)
+    plan, mark = PLANS["swin"], tmp_path / "hangs"
+    job = bench.start(plan, tmp_path, fault={"kind": "hang", "rank": 0, "step": 4, "mark": str(mark)})
+    assert wait_for_file(job, mark)
     job.signal(signal.SIGINT, rank=0)
     time.sleep(1.5)  # from a second on it counts
     assert job.running
