@@ -8,7 +8,7 @@ import pytest
 
 from .background import NAP
 from .ends import difference, steps_logged, tracebacks
-from .kills import wait_for_moment, wait_for_save, wait_for_steps, wait_for_validation
+from .kills import wait_for_file, wait_for_moment, wait_for_save, wait_for_steps, wait_for_validation
 from .plans import PLANS, varied
 
 pytestmark = pytest.mark.faults
