@@ -4,6 +4,8 @@ from types import MethodType
 
 import torch
 
+from models.encoders.packing import Packing
+
 GRAPHS = 256  # of one kind of block: stages, shifts, rates of drop path and frozen parts have their own; PyTorch's limit is 8
 
 
@@ -11,8 +13,9 @@ def compile_units(model, backend="inductor"):
     """Let torch.compile run the units of a model in training; evaluation, and what is around the units, stays as it is.
 
     Blocks of equal shapes share a graph, so that a deep model compiles in the time of a few blocks. A block is compiled as a
-    whole or not at all (an error), for the shapes that it sees. Weights, their names, and hooks on the blocks, such as those
-    that shard them, know nothing of it. Random draws are those of a model that is not compiled.
+    whole or not at all (an error), for the shapes that it sees; only those of a packing, which follow from the masks of a
+    batch, are open. Weights, their names, and hooks on the blocks, such as those that shard them, know nothing of it. Random
+    draws are those of a model that is not compiled.
 
     Args:
         model: a method or an encoder, whole or sharded, see `Encoder.units`; on its device.
@@ -37,7 +40,13 @@ def compile_units(model, backend="inductor"):
 def _in_training(compiled, plain):
     """A `forward` that is compiled where gradients are wanted of a module in training."""
     def forward(unit, *args):
-        return (compiled if unit.training and torch.is_grad_enabled() else plain)(unit, *args)
+        if not (unit.training and torch.is_grad_enabled()):
+            return plain(unit, *args)
+        for packing in args:
+            if isinstance(packing, Packing):  # of other sizes in nearly every batch, each of which would be compiled anew
+                for tensor in packing:
+                    torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+        return compiled(unit, *args)
     return forward
 
 

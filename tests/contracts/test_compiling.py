@@ -44,6 +44,22 @@ def test_blocks_are_compiled_whole_and_once_and_give_the_same(case, format):
     assert (both - alone).norm() <= tolerance * alone.norm()
 
 
+@pytest.mark.parametrize("encoder", ["swin", "swinv2"])
+def test_visible_tokens_that_are_packed_otherwise_are_not_compiled_anew(encoder):
+    """Nearly every batch has groups of other sizes, and PyTorch allows a limited number of graphs."""
+    config = make_config(encoder, "plain", "mae", "normalised", size=(64, 64))
+    model, plain = (build(config, is_pretrain=True).train() for _ in range(2))
+    compile_units(model, backend="eager")
+    images, sizes, compiled = make_images(config), set(), []
+    for seed in range(6):
+        mask = make_mask(config, seed=seed)
+        sizes.add(tuple(table.shape for tables in model.encoder.packer(mask).tables for table in tables))
+        loss, _ = step(model, images, [mask], torch.float32)
+        assert loss.item() == pytest.approx(step(plain, images, [mask], torch.float32)[0].item(), rel=1e-5)
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert len(sizes) > 3 and compiled[0] == compiled[-1]
+
+
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards on CUDA only")
 @pytest.mark.parametrize("case", [case for case in FIRST if (case[0], case[2]) in (("swin", "mae"), ("vit", "simmim"))],
                          ids="-".join)
