@@ -34,6 +34,7 @@ from models.inputs import (  # what a config says of images; from here for all a
 from models.methods import METHODS, SHARED
 from utils.cli import run
 from utils.files import expanded, write_text
+from utils.kept import is_checkpoint, read_kept
 from utils.policies import problem_of_policy
 from utils.settings import (
     FINETUNE,
@@ -45,6 +46,7 @@ from utils.settings import (
     PRETRAIN,
     PROBE,
     SIZE,
+    TASKS,
     TEXTS,
     WHOLES,
     Setting,
@@ -61,6 +63,13 @@ from utils.yaml_files import flatten, nested, parse_tree, read_tree, text_of, tr
 log = logging.getLogger("simmim.config")
 
 ROOT = Path(__file__).resolve().parent
+PROBE_RECIPE = "configs/probe/linprobe__any_encoder.yaml"  # what a probe without --cfg is trained by
+# what a run was started with, which is not what its weights are: not taken from a checkpoint
+OF_A_START = {"BASE", "MODEL.RESUME", "PRETRAINED", "PRETRAINED_KEY", "OUTPUT", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
+              "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME"}
+# what an encoder's images are like, beside the settings of its own
+OF_IMAGES = ("DATA.IMG_SIZE", "DATA.MEAN", "DATA.STD", "DATA.BACKGROUND", "DATA.WHITE", "DATA.EXIF")
+WITHOUT_SHAPE = ("NUM_HEADS", "QK_SCALE")  # settings of an encoder that its weights mean nothing without, and do not show
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 MOVED = {  # former folders of configs/; the recipes of the last two have the new name in their own names as well
     "swin_base__100ep": "swin_base", "swin_base__800ep": "swin_base", "swin_large__800ep": "swin_large",
@@ -345,28 +354,37 @@ def _defaults():
 
 # ---- loading ------------------------------------------------------------------------------------------------------
 
-def load_config(path=None, opts=()):
-    """Defaults, then the YAML file with what it inherits, then `opts`; checked and frozen.
+def load_config(path=None, opts=(), job=None):
+    """Defaults, then the YAML file with what it inherits, or the settings of a checkpoint, then `opts`; checked and frozen.
 
     Args:
-        path: YAML file, see find_recipe; None for the defaults alone.
+        path: YAML file, see find_recipe; or a checkpoint that keeps its settings; None for the defaults alone.
         opts: ['KEY', value, 'KEY', value, ...]; values may be strings as typed on a command line.
+        job: name in JOBS of the program that will use it: what it leaves open is then looked for in its checkpoint, see
+            recipe_of_job and _follow_checkpoint.
     Returns: frozen Config; `config.given` holds the keys that were set by file or opts.
     Raises: ValueError on an unknown key, a value of the wrong kind, an impossible combination or unreadable YAML;
         FileNotFoundError when a file is missing.
     """
     config = _defaults().clone()
     config.defrost()
-    given = set()
-    if path:
+    given, opts = set(), list(opts or ())
+    if len(opts) % 2:
+        raise ValueError(f"--opts takes pairs KEY VALUE, but {len(opts)} words were given: {' '.join(map(str, opts))}.")
+    from_checkpoint = bool(path) and is_checkpoint(path)
+    if job and not path:
+        path = recipe_of_job(dict(zip(opts[::2], opts[1::2], strict=True)), job)
+        from_checkpoint = path != PROBE_RECIPE
+    if from_checkpoint:
+        _merge_checkpoint(config, path, given)
+    elif path:
         place = _merge_file(config, path, given, chain=())
         if config.TAG == place.stem:  # a run that was begun under a former name of the recipe goes on in its folder
             config.TAG = Path(path).stem
-    opts = list(opts or ())
-    if len(opts) % 2:
-        raise ValueError(f"--opts takes pairs KEY VALUE, but {len(opts)} words were given: {' '.join(map(str, opts))}.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _set(config, str(key), value, given, source="--opts")
+    if job:
+        _follow_checkpoint(config, given, path, job)
     config.__dict__["given"] = frozenset(given)
     config.freeze()
     _check(config)
@@ -408,6 +426,88 @@ def _merge_file(config, path, given, chain):
     for key, value in flatten(tree).items():
         _set(config, key, value, given, source=path)
     return path
+
+
+# ---- what a checkpoint says ---------------------------------------------------------------------------------------
+
+def recipe_of_job(named, job):
+    """What stands in for the recipe of a program that was given none: a checkpoint that keeps its settings, or PROBE_RECIPE.
+
+    Args:
+        named: {key: value} of the command line.
+        job: name in JOBS.
+    Raises: ValueError if there is none, or it is of another program.
+    """
+    resumed, pretrained = named.get("MODEL.RESUME"), named.get("PRETRAINED")
+    if pretrained and not resumed and job == "probe":
+        return PROBE_RECIPE
+    path = resumed or (pretrained if {"EVAL_MODE", "THROUGHPUT_MODE"} & named.keys() else None)
+    if not path:
+        raise ValueError("--cfg is missing: name a recipe, see configs/ and docs/recipes.md. Without one --resume <checkpoint> "
+                         "goes on, or with --eval evaluates, by the settings that the checkpoint keeps.")
+    task = read_kept(path).task
+    if task and task != TASKS[list(JOBS).index(job)]:
+        program = dict(zip(TASKS, JOBS.values(), strict=True))[task]
+        raise ValueError(f"{path} is of {program}, not of {JOBS[job]}: use that, or --pretrained {path} with a --cfg.")
+    return path
+
+
+def _merge_checkpoint(config, path, given):
+    """The settings that a checkpoint keeps, but for those of its start."""
+    kept = read_kept(path).settings
+    if not kept:
+        raise ValueError(f"{path} keeps no settings of its model, as files of this repository do: name the recipe that it was "
+                         f"made with as well (--cfg; --model of inference.py).")
+    unknown = [key for key in kept if key not in settings()]
+    if unknown:
+        log.info("%s keeps %d settings that are not known here: %s", path, len(unknown), ", ".join(unknown[:4]))
+    for key in kept.keys() - OF_A_START - {*unknown}:
+        _set(config, key, kept[key], given, source=path)
+    folder, own = Path(os.path.abspath(path)).parent, Path(config.MODEL.NAME, config.TAG)
+    if folder.parts[-len(own.parts):] == own.parts:  # it lies in the folder of its run
+        config.OUTPUT = str(Path(*folder.parts[:-len(own.parts)]))
+
+
+def _follow_checkpoint(config, given, path, job):
+    """Take from the checkpoint of a program what its settings leave open of the encoder, and refuse what contradicts it.
+
+    A probe gets all that is not set; fine-tuning and pre-training do where they name no encoder. A file that keeps no settings,
+    or is of another MODEL.TYPE that is set, changes nothing: loading tells whether it fits.
+    """
+    source = (config.MODEL.RESUME if config.EVAL_MODE else "") or config.PRETRAINED
+    if not source or source == path:
+        return
+    kept = read_kept(source).settings
+    kind = kept.get("MODEL.TYPE")
+    section = f"MODEL.{str(kind).upper()}."
+    names_encoder = any(key == "MODEL.TYPE" or key.startswith(tuple(f"MODEL.{name.upper()}." for name in ENCODERS))
+                        for key in given)
+    if kind not in ENCODERS or (names_encoder and kind != config.MODEL.TYPE):
+        return
+    if job == "probe" or not names_encoder:
+        for key, value in kept.items():
+            if key not in given and key in settings() and (key in ("MODEL.TYPE", *OF_IMAGES) or key.startswith(section)):
+                _set(config, key, value, given, source)
+    if path == PROBE_RECIPE and "TAG" not in given:  # a run for each encoder
+        config.TAG = "/".join([*(str(kept[key]) for key in ("MODEL.NAME", "TAG") if key in kept), Path(source).stem])
+    check_heads(config, kept, source)
+
+
+def check_heads(config, kept, path):
+    """Refuse an encoder whose weights would mean something else, though their shapes are the same.
+
+    Args:
+        kept: {key: value} that the checkpoint of the weights keeps.
+        path: of it.
+    Raises: ValueError.
+    """
+    section = f"MODEL.{config.MODEL.TYPE.upper()}"
+    for key in (f"{section}.{name}" for name in WITHOUT_SHAPE if name in config.MODEL[config.MODEL.TYPE.upper()]):
+        now = encoder_config(config)[key.rpartition(".")[2]]
+        then = convert(key, settings()[key], kept[key], path) if kept.get(key) is not None else now
+        if then != now and kept.get("MODEL.TYPE") == config.MODEL.TYPE:
+            raise ValueError(f"{key}={now}, and {path} was made with {then}, which the shapes of its weights do not show: use "
+                             f"{key} {then}, or the recipe it was made with.")
 
 
 def _set(config, key, value, given, source):

@@ -1,9 +1,10 @@
 """Use a model: predict classes, extract features, look at reconstructions.
 
   python inference.py --model simmim_swin_base_100ep_ft192_mmpretrain bird.jpg photos/         # released weights, by name
-  python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --topk 3 --json    # weights of your own
+  python inference.py --weights <checkpoint> bird.jpg --topk 3 --json                          # weights of your own
   python inference.py --model mae_vit_base_1600ep --features features.npz photos/
-  python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg --reconstruct bird.png
+  python inference.py --weights <checkpoint> bird.jpg --reconstruct bird.png
+  python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg                    # which keeps no settings
   python inference.py --list "mae*"
 
 From Python: get_model, inference_model, extract_feat, reconstruct, list_models. docs/inference.md shows them all.
@@ -24,7 +25,8 @@ FEATURE_KINDS = ("map", "pooled", "tokens")
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders with images in or below them")
-    parser.add_argument("--model", metavar="NAME|RECIPE", help="name from --list, or a YAML file (see configs/)")
+    parser.add_argument("--model", metavar="NAME|RECIPE", help="name from --list, or a YAML file (see configs/); default: what "
+                                                          "the checkpoint keeps")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the released weights of the name")
     parser.add_argument("--weights-dir", metavar="FOLDER", help="where released weights lie")
     parser.add_argument("--task", choices=TASKS, help="what a recipe is for, where it does not tell")
@@ -65,6 +67,7 @@ from data.transforms import eval_transform, heldout_transform, mode_of, rules_of
 from models.weights import zoo
 from models.weights.heads import read_head
 from recipes import build, fit_head, load_into, open_recipe
+from utils.kept import is_checkpoint
 from utils.names import shown
 from utils.pictures import picture_grid
 from utils.precision import build_precision
@@ -89,7 +92,8 @@ def get_model(model, pretrained=False, device=None, weights_dir=None, task=None,
     """Build a model, in evaluation mode, with `model.recipe` on it.
 
     Args:
-        model: name from list_models or an alias, path of a recipe, or a Config.
+        model: name from list_models or an alias, path of a recipe, a Config, or a checkpoint that keeps its settings, as those
+            of this repository do, which is then loaded.
         pretrained: True = the released weights of that name, downloaded once; or path or https address of a checkpoint.
         device: torch.device or its name; None = the CPU.
         weights_dir: folder of released weights, see models.weights.zoo.weights_file.
@@ -102,6 +106,8 @@ def get_model(model, pretrained=False, device=None, weights_dir=None, task=None,
     if weights_dir is not None and pretrained is not True:
         raise ValueError(f"weights_dir={weights_dir} is where released weights lie: it needs pretrained=True.")
     recipe, entry = open_recipe(model, task, overrides)
+    if isinstance(pretrained, bool) and isinstance(model, (str, Path)) and is_checkpoint(model):
+        pretrained = str(model)
     if pretrained is True and entry is None:
         raise ValueError(f"pretrained=True means released weights, and {recipe.name} is a recipe, which has none: pass "
                          f"pretrained=<checkpoint> (--weights), or a name from list_models().")
@@ -379,6 +385,7 @@ def main(args):
         as_list(files)  # says which is missing, before anything is downloaded
     part = "decoder." if args.reconstruct else None if args.features else "head."
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True)) | given(args, "PRETRAINED_KEY")
+    args.model = args.model or args.weights
     recipe = open_recipe(args.model, args.task, settings)[0]
     _check_task(recipe, part)  # before anything is downloaded
     paths = [path for place in args.images for path in _paths_of(place, mode_of(recipe.config))]
@@ -446,8 +453,9 @@ def write_whole(target, write):
 
 def check_arguments(args):
     """Refuse what contradicts itself or says nothing, and files that can't be written. Raises ValueError."""
-    if not args.model or not args.images:
-        raise ValueError("nothing to do: pass --model <name or recipe> and images, or --list for the names.")
+    if not (args.model or args.weights) or not args.images:
+        raise ValueError("nothing to do: pass --model <name or recipe> or --weights <checkpoint>, and images, or --list for "
+                         "the names.")
     for flag in ("--features", "--reconstruct"):
         check_target(flag, getattr(args, flag[2:]))
     predicts = not args.features and not args.reconstruct

@@ -2,7 +2,7 @@
 
   torchrun --nproc_per_node 8 main_finetune.py --batch-size 128 --data-path <folder with train/ and val/> \\
       --cfg configs/swin_base/simmim_finetune__swin_base__img224_window7__100ep.yaml --pretrained <checkpoint>
-  python main_finetune.py --eval --cfg <the same> --resume <fine-tuned checkpoint> --data-path <folder with val/>
+  python main_finetune.py --eval --resume <fine-tuned checkpoint> --data-path <folder with val/>
 """
 import logging
 from functools import partial
@@ -32,7 +32,7 @@ log = logging.getLogger("simmim.main")
 
 
 def main(cfg, opts):
-    config = load_config(cfg, opts)
+    config = load_config(cfg, opts, "finetune")
     check_job(config, "finetune")
     if config.EVAL_MODE and not config.MODEL.RESUME and not config.PRETRAINED:
         raise ValueError("--eval needs weights: pass --resume <checkpoint> or --pretrained <checkpoint>.")

@@ -2,10 +2,11 @@
 
   torchrun --nproc_per_node 8 main_linprobe.py --batch-size 512 --accumulation-steps 4 --data-path <train/ and val/> \\
       --cfg configs/mae/mae_linprobe__vit_base__img224__1600ep.yaml --pretrained <checkpoint>
+  python main_linprobe.py --pretrained <checkpoint> --data-path <labelled images>    # of ours, which knows what it is
   python main_linprobe.py --cfg <recipe> --pretrained <checkpoint> --layer 8     # average-pooled output of the eighth block
   python main_linprobe.py --cfg <recipe> --pretrained <checkpoint> --sweep       # every block, a table at the end
   python main_linprobe.py --cfg <recipe> --pretrained <checkpoint> --knn         # no training; with --sweep of every block
-  python main_linprobe.py --cfg <recipe> --eval --resume <checkpoint of a probe>
+  python main_linprobe.py --eval --resume <checkpoint of a probe>
 """
 import logging
 
@@ -52,7 +53,7 @@ FIXED = ("PROBE.LAYER", "PROBE.SWEEP", "PROBE.FEATURE")  # a head is worth nothi
 
 
 def main(cfg, opts):
-    config = load_config(cfg, opts)
+    config = load_config(cfg, opts, "probe")
     check_job(config, "probe")
     device, precision = start(config)
     if config.THROUGHPUT_MODE:

@@ -31,7 +31,7 @@ log = logging.getLogger("simmim.main")
 
 
 def main(cfg, opts):
-    config = load_config(cfg, opts)
+    config = load_config(cfg, opts, "pretrain")
     check_job(config, "pretrain")
     device, precision = start(config)
     if config.THROUGHPUT_MODE:

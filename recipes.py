@@ -3,7 +3,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, find_recipe, flatten, load_config, settings, with_values
+from config import Config, check_heads, find_recipe, flatten, load_config, settings, with_values
 from models.build import build_model
 from models.probe import LinearProbe, build_probe
 from models.weights import zoo
@@ -11,6 +11,7 @@ from models.weights.heads import read_head
 from models.weights.pretrained import Report, load_pretrained
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.finite import check_finite
+from utils.kept import is_checkpoint, read_kept
 from utils.registry import pick
 from utils.settings import JOBS, LABELLED, TASKS
 from utils.sharding import assign
@@ -84,8 +85,8 @@ def open_recipe(model, task=None, overrides=None):
     """What to build.
 
     Args:
-        model: name or alias in the zoo, path of a YAML file, or Config.
-        task: one of TASKS; None = that of the zoo, or what the recipe tells, see task_of.
+        model: name or alias in the zoo, path of a YAML file or of a checkpoint that keeps its settings, or Config.
+        task: one of TASKS; None = that of the zoo, or what the recipe tells, see task_of, or the names of the weights.
         overrides: {config key or word of WORDS: value}.
     Returns: (Recipe, zoo entry or None).
     Raises: ValueError, FileNotFoundError.
@@ -100,10 +101,10 @@ def open_recipe(model, task=None, overrides=None):
         name, opts = "the config", [word for key, value in flatten(model).items() if key != "BASE" for word in (key, value)]
         config = model
     else:
-        if str(model).endswith((".pth", ".safetensors")):
-            raise ValueError(f"{model} is a checkpoint, which does not tell what to build: pass the recipe it was made with "
-                             f"(of a run its config.yaml) and pretrained={model} (--weights).")
-        if isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
+        if is_checkpoint(model):
+            name = path = str(model)
+            task = task or read_kept(path).task or "pretrain"  # an encoder alone is of pre-training
+        elif isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
             name, path = str(model), find_recipe(model)
         else:
             entry = zoo.find(model)
@@ -156,6 +157,7 @@ def load_into(model, recipe, path):
     are said in a warning.
     Raises: as models.weights.pretrained.load_pretrained.
     """
+    check_heads(recipe.config, read_kept(path).settings, path)
     is_probe = isinstance(model, LinearProbe)
     report = recipe.report = load_pretrained(model.encoder if is_probe else model, path, recipe.config.PRETRAINED_KEY)
     if is_probe:

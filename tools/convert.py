@@ -9,7 +9,6 @@
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository is cloned, not installed
@@ -46,6 +45,7 @@ from models.weights.transformers_files import image_description, model_descripti
 from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_in
 from utils.classes import kept_classes
 from utils.finite import check_finite
+from utils.kept import read_kept
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
            "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
@@ -73,16 +73,6 @@ def check_target(path, force):
         raise ValueError(f"{path} is named like a checkpoint of a run, which would go on from it: choose another name.")
 
 
-def config_of(content, cfg, opts):
-    """The Config of a model: of a recipe, else the one that its checkpoint keeps as text, or None."""
-    if cfg or not isinstance(content.get("config"), str):
-        return load_config(cfg, opts) if cfg else None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(content["config"], encoding="utf-8")
-        return load_config(path, opts)
-
-
 def check_config(config, weights):
     """Refuse a config of another model than the weights, of our pre-training names, are of. Raises ValueError."""
     is_pretrain = any(name.startswith("decoder.") for name in weights)
@@ -97,11 +87,11 @@ def check_config(config, weights):
                              f"the recipe it was made with as --cfg, and --opts.")
 
 
-def describe_for_transformers(content, ours, target, cfg, opts, classes):
+def describe_for_transformers(source, ours, target, cfg, opts, classes):
     """Write BESIDE the target. Returns the line that says so, or why not."""
-    config = config_of(content, cfg, opts)
-    if config is None:
+    if not cfg and not read_kept(source).settings:
         return f"{' and '.join(BESIDE)} were not written: the file keeps no settings. Give the recipe of the model as --cfg."
+    config = load_config(cfg or source, opts)
     check_config(config, ours)
     size = image_size(config)
     for name, described in zip(BESIDE, (model_description(ours, config, size, classes),
@@ -128,7 +118,7 @@ def convert(source, target, to, from_layout=None, force=False, key="", cfg=None,
     check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)
     theirs, dropped, model = write_layout(ours, to)
     named = {"classes": classes} if classes and (to in WRAPPED or target.suffix == ".safetensors") else {}
-    beside = ([describe_for_transformers(content, ours, target, cfg, opts, classes)] if to == "transformers" else [])
+    beside = ([describe_for_transformers(source, ours, target, cfg, opts, classes)] if to == "transformers" else [])
     save_checkpoint(target, {WRAPPED[to]: theirs, **named} if to in WRAPPED else {**theirs, **named})
     lines = [f"{source}: {kind.name}, {len(weights)} tensors",
              f"{target}: {len(theirs)} tensors for {model.model}, {target.stat().st_size / 2 ** 20:.1f} MiB",

@@ -1,7 +1,8 @@
 """Write a trained model as a program that runs without this repository: ONNX, or torch.export.
 
-  python tools/export.py --cfg <fine-tuning recipe> --weights <fine-tuned checkpoint> --to onnx classifier.onnx
-  python tools/export.py --cfg <recipe> --weights encoder.pth --features --to torch encoder.pt2 --dynamic-batch
+  python tools/export.py --weights <fine-tuned checkpoint> --to onnx classifier.onnx
+  python tools/export.py --weights encoder.pth --features --to torch encoder.pt2 --dynamic-batch
+  python tools/export.py --cfg <recipe> --weights <checkpoint that keeps no settings> --to onnx classifier.onnx
 
 The program takes `images`, (B, channels, height, width) float32, normalised as in training, of the recipe's DATA.IMG_SIZE. It
 gives `logits` (B, classes) or, with --features, the encoder's feature map, (B, channels, height/stride, width/stride). B is 1,
@@ -31,7 +32,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--cfg", metavar="FILE", help="recipe, see configs/ (default: what the checkpoint keeps)")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, as for --pretrained of the mains")
     parser.add_argument("--to", required=True, choices=tuple(SUFFIXES), help="format")
     parser.add_argument("--features", action="store_true", help="the encoder's feature map instead of a classifier's logits")
@@ -63,7 +64,8 @@ OF_PRETRAINING = ("mask_token", "stage1_output_decode.", "stage2_output_decode."
 
 def main(args):
     check_target(args)
-    config = load_config(args.cfg, [*args.opts, *(["PRETRAINED_KEY", args.PRETRAINED_KEY] if args.PRETRAINED_KEY else [])])
+    key = ["PRETRAINED_KEY", args.PRETRAINED_KEY] if args.PRETRAINED_KEY else []
+    config = load_config(args.cfg or args.weights, [*args.opts, *key])
     model, classes = load_model(config, args.weights, args.features)
     model, metadata = model.eval(), {"classes": json.dumps(classes, ensure_ascii=False)} if classes else {}
     batch = 2 if args.dynamic_batch else 1  # torch.export takes a batch of one as a fact

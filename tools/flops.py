@@ -34,7 +34,7 @@ STAGES = ("pretrain", "finetune", "linprobe")
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--cfg", nargs="+", metavar="FILE", help="recipes, see configs/")
+    which.add_argument("--cfg", nargs="+", metavar="FILE", help="recipes, see configs/, or checkpoints")
     which.add_argument("--all", action="store_true", help="every recipe under configs/")
     parser.add_argument("--img-size", metavar="N", help="pixels, N or \"[H,W]\" (DATA.IMG_SIZE)")
     parser.add_argument("--stage", choices=STAGES, help="default: as MODEL.NAME says, pretrain if it says nothing")

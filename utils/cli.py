@@ -49,11 +49,12 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
 
     Args:
         flags, switches: those of one main, as FLAGS and SWITCHES.
-    Returns: (path of the YAML file, opts for load_config); flags win over --opts, as in the official code.
+    Returns: (path of the YAML file, or None; opts for load_config); flags win over --opts, as in the official code.
     """
     stopping.listen()  # before the imports that take seconds
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="recipe, see configs/")
+    parser.add_argument("--cfg", metavar="FILE", help="recipe, see configs/, or a checkpoint that keeps its settings (default: "
+                                                      "those of --resume)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
     for flag, (key, kind, text) in {**FLAGS, **(flags or {})}.items():
         choices = ("O0", "O1", "O2") if flag == "--amp-opt-level" else None

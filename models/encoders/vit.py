@@ -300,10 +300,9 @@ class VisionTransformer(Encoder):
         shared = "rel_pos_bias.relative_position_bias_table"
         own, resized = self.state_dict(), []
         out = {name: value for name, value in state_dict.items() if not name.endswith(REBUILT_BUFFERS)}
-        if shared in out and shared not in own:
-            table = out.pop(shared)
-            tables = [name for name in own if name.startswith("blocks.") and name.endswith("relative_position_bias_table")]
-            out.update(dict.fromkeys(tables, table))
+        tables = [name for name in own if name.startswith("blocks.") and name.endswith("relative_position_bias_table")]
+        if shared in out and shared not in own and tables:
+            out.update(dict.fromkeys(tables, out.pop(shared)))
         # of any table, they are all alike; without the class token
         index = next((value[1:, 1:] for name, value in state_dict.items() if name.endswith("relative_position_index")), None)
         if "pos_embed" in out and _is_without_class(out["pos_embed"].shape[1], math.prod(self.grid)):

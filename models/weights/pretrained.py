@@ -18,6 +18,9 @@ log = logging.getLogger("simmim.pretrained")
 # what may differ between two tasks or two settings of one encoder; anything else means another encoder
 OPTIONAL = ("mask_token", "head.", "norm.", "fc_norm.", "absolute_pos_embed", "pos_embed", "rel_pos_bias.", "decoder.",
             "stage1_output_decode.", "stage2_output_decode.")
+# tables of positions, and the setting that makes a model have them; without those that it learned an encoder is another one
+POSITIONS = {"absolute_pos_embed": "APE", "pos_embed": "USE_APE or USE_SINCOS_APE", "rel_pos_bias.": "USE_SHARED_RPB",
+             "relative_position_bias_table": "USE_RPB"}
 FIRST_KERNELS = ("patch_embed.proj.weight", "patch_embed1.proj.weight")
 
 
@@ -170,6 +173,7 @@ def _load_encoder(encoder, weights, report):
         example = shapes[0] if shapes else f"for example {foreign[0]} {where}"
         raise ValueError(f"{report.path} holds another encoder than this model: {len(matched)} of {len(own)} tensors match, "
                          f"{len(set(foreign))} do not ({example}). {_advice(weights, own)}")
+    _check_positions(missing, unexpected, own, report.path)
     if "head.weight" in misfits:
         report.notes.append(f"the head of the file is for {weights['head.weight'].shape[0]} classes, not "
                             f"{own['head.weight'].shape[0]}: left as initialised")
@@ -180,6 +184,18 @@ def _load_encoder(encoder, weights, report):
     report.resized += resized
     report.missing += missing
     report.unexpected += unexpected
+
+
+def _check_positions(missing, unexpected, own, path):
+    """Refuse a file with tables of positions that the model lacks, or without those that it has. Raises ValueError."""
+    for names, here, there in ((unexpected, "lacks", "has"), (missing, "has", "lacks")):
+        tables = [name for name in names if name.startswith(tuple(POSITIONS)) or name.endswith(tuple(POSITIONS))]
+        if tables:
+            key = next(key for part, key in POSITIONS.items() if tables[0].startswith(part) or tables[0].endswith(part))
+            section = f"MODEL.{(encoder_type(own) or 'ENCODER').upper()}"
+            more = f" and {len(tables) - 1} more" if len(tables) > 1 else ""
+            raise ValueError(f"{path} {there} positions that the model {here}: {tables[0]}{more}. Set {section}.{key} as the "
+                             f"--cfg has it that the checkpoint was made with.")
 
 
 def _first_part(name):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import inference
-from config import load_config
+from config import dump, load_config
 from inference import get_model, imagenet_classes
 from models.weights import zoo
 from tests.unit.helpers import TINY
@@ -54,7 +54,13 @@ def folder(tmp_path_factory):
     run.mkdir(parents=True)
     config = load_config(root / "recipes" / "simmim_swin_classification.yaml", ["MODEL.NUM_CLASSES", 5])
     (run / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    torch.save({"model": get_model(run / "config.yaml").state_dict(), "classes": list("abcde")}, run / "ckpt_best.pth")
+    torch.save({"model": get_model(run / "config.yaml").state_dict(), "classes": list("abcde"),
+                "config": dump(config, "finetune")}, run / "ckpt_best.pth")
+    pretrained = root / "output" / "pretrain" / "default"
+    pretrained.mkdir(parents=True)
+    model = get_model(root / "recipes" / "mae_vit_pretrain.yaml")
+    for part, name in ((model, "ckpt_epoch_9.pth"), (model.encoder, "encoder.pth")):
+        torch.save({"model": part.state_dict(), "config": dump(model.recipe.config, "pretrain")}, pretrained / name)
     return root
 
 
@@ -209,7 +215,7 @@ def test_missing_image_and_target_are_said_before_a_model_is_made(place, monkeyp
     (["--model", RELEASED[1], "bird.jpg", "--features", "none/x.npz"], "none is no folder that can be written to"),
     (["--model", RELEASED[1], "bird.jpg", "--reconstruct", "x.xyz"], "--reconstruct x.xyz must end in .png"),
     (["--model", RELEASED[0], "https://a.org/b.jpg"], "https://a.org/b.jpg is an address, and images are not downloaded"),
-    (["--model", "run/ckpt_best.pth", "bird.jpg"], "run/ckpt_best.pth is a checkpoint, which does not tell what to build"),
+    (["--model", "run/ckpt_best.pth", "bird.jpg"], "checkpoint run/ckpt_best.pth does not exist"),
     (["--list", "--json"], "--list takes a pattern and --task alone: leave out json"),
     (["--list", "xyz", "--model", RELEASED[0]], "--list takes a pattern and --task alone: leave out model"),
     (["--list", "--task", "probe"], "task='probe' is unknown"),

@@ -7,7 +7,7 @@ from .processes import ROOT, opts
 from .recipes import CLASSES, PROBE, VAL_IMAGES, VIT, write_recipe
 from .runs import accuracies, checkpoint, losses, records, unequal
 
-PUBLISHED = sorted(path for path in (ROOT / "configs").glob("*/*linprobe*.yaml") if path.parent.name != "demo")
+PUBLISHED = sorted(path for path in (ROOT / "configs").glob("*/*linprobe*.yaml") if path.parent.name not in ("demo", "probe"))
 
 
 @pytest.fixture(scope="session")

@@ -500,11 +500,11 @@ def test_weights_are_looked_for_before_a_model_is_built(monkeypatch, tmp_path):
         get_model("mixmim_base", pretrained=True)
 
 
-def test_what_is_no_model_is_refused(swin):
+def test_what_is_no_model_is_refused(swin, tmp_path):
     with pytest.raises(ValueError, match="a SwinTransformer was given as the model"):
         get_model(swin)
-    with pytest.raises(ValueError, match="output/ckpt_best.pth is a checkpoint.*pretrained=output/ckpt_best.pth"):
-        get_model("output/ckpt_best.pth")
+    with pytest.raises(ValueError, match="weights.pth keeps no settings of its model.*recipe"):
+        get_model(saved(swin, tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
