@@ -53,7 +53,8 @@ class _Cast(torch.autograd.Function):
 
 
 def casts_together(forward):
-    """Decorator of the `forward` of a block: while it runs, linear layers have weights and biases in the format of autocast.
+    """Decorator of the `forward` of a block: while it runs, linear layers have weights and biases in the format of autocast,
+    but for those of `PreciseLinear`.
 
     They are cast in one kernel, and so are their gradients, which arrive at the parameters themselves. Nothing happens without
     autocast or gradients, where a compiler traces, and to parameters that have the format already, as sharded ones do.
@@ -66,8 +67,9 @@ def casts_together(forward):
         if not _is_mixed(first):
             return forward(block, *args)
         dtype = product_dtype(first)
-        owners = [(layer, name, parameter) for layer in block.modules() if isinstance(layer, nn.Linear | PointwiseConv)
-                  for name, parameter in layer.named_parameters(recurse=False)
+        layers = [layer for layer in block.modules() if isinstance(layer, nn.Linear | PointwiseConv)
+                  and not isinstance(layer, PreciseLinear)]
+        owners = [(layer, name, parameter) for layer in layers for name, parameter in layer.named_parameters(recurse=False)
                   if parameter.requires_grad and parameter.dtype != dtype]
         cast_ones = _Cast.apply(dtype, *(parameter for _, _, parameter in owners)) if owners else ()
         try:
@@ -78,6 +80,10 @@ def casts_together(forward):
             for layer, name, parameter in owners:
                 layer._parameters[name] = parameter
     return with_cast_weights
+
+
+class PreciseLinear(nn.Linear):
+    """A linear layer that is called outside of autocast, in the format of its own parameters."""
 
 
 class PointwiseConv(nn.Conv2d):

@@ -20,7 +20,7 @@ from models.encoders.swin import (
 )
 from models.layers import LayerNorm
 from models.position import num_table_rows
-from models.products import casts_together
+from models.products import PreciseLinear, casts_together
 from utils.registry import Component
 from utils.settings import Setting
 
@@ -72,8 +72,8 @@ class CosineWindowAttention(WindowAttention):
 
     def add_position_bias(self):
         self.logit_scale = nn.Parameter(torch.zeros(self.num_heads, 1, 1))
-        self.cpb_mlp = nn.Sequential(nn.Linear(2, BIAS_HIDDEN), nn.ReLU(),
-                                     nn.Linear(BIAS_HIDDEN, self.num_heads, bias=False))
+        self.cpb_mlp = nn.Sequential(PreciseLinear(2, BIAS_HIDDEN), nn.ReLU(),
+                                     PreciseLinear(BIAS_HIDDEN, self.num_heads, bias=False))
         self.register_buffer("relative_coords_table", log_spaced_offsets(self.window, self.pretrained_window))
 
     def add_projection(self, dim, qkv_bias):

@@ -71,6 +71,18 @@ def test_position_bias_is_worked_out_in_full_precision_under_autocast():
     assert bias.dtype == torch.float32 and torch.equal(bias, expected)
 
 
+def test_position_bias_keeps_full_precision_in_a_step_of_a_block(monkeypatch):
+    """The block casts its other linear weights beforehand, see models.products.casts_together."""
+    attention, found = attention_of((3, 4)), []
+    block = SwinV2Block(8, (3, 4), attention, shifted=False, mlp_ratio=2.0, drop=0.0, drop_path=0.0)
+    expected, bias_table = attention.bias_table().detach(), CosineWindowAttention.bias_table
+    monkeypatch.setattr(CosineWindowAttention, "bias_table", lambda self: found.append(bias_table(self)) or found[-1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        block(torch.randn(2, 3, 4, 8)).sum().backward()
+    assert found[0].requires_grad and torch.equal(found[0], expected)
+    assert attention.cpb_mlp[0].weight.grad.dtype == torch.float32
+
+
 # ---- attention ----------------------------------------------------------------------------------------------------
 
 def bias_of_pair(attention, query, key):
