@@ -40,18 +40,34 @@ def _name(weights, prefix, pretraining):
 def _swin(kind, weights, config, swin, img_size):
     if getattr(swin, "QK_SCALE", None) is not None:
         raise ValueError(f"MODEL.SWIN.QK_SCALE={swin.QK_SCALE}: Swin of transformers has no other scale than the default.")
+    _check_sides(swin, config, img_size)
     prefix = {"swin": "Swin", "swinv2": "Swinv2"}[kind]
     last = swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
+    # windows of SwinV2 shrink to smaller maps there as well; those of Swin are of one size, see fits_no_swin_of_transformers
+    window = swin.WINDOW_SIZE if kind == "swinv2" else min(swin.WINDOW_SIZE, *(side // last for side in img_size))
     described = {
         "model_type": kind, "architectures": [_name(weights, prefix, f"{prefix}ForMaskedImageModeling")],
         "embed_dim": swin.EMBED_DIM, "depths": list(swin.DEPTHS), "num_heads": list(swin.NUM_HEADS),
-        "window_size": min(swin.WINDOW_SIZE, *(side // last for side in img_size)), "mlp_ratio": swin.MLP_RATIO,
+        "window_size": window, "mlp_ratio": swin.MLP_RATIO,
         "qkv_bias": swin.QKV_BIAS, "drop_path_rate": config.MODEL.DROP_PATH_RATE, "use_absolute_embeddings": False,
         "layer_norm_eps": SWIN_NORM_EPS, "encoder_stride": last}
     if kind == "swinv2":
         sizes = list(swin.PRETRAINED_WINDOW_SIZES)
         described["pretrained_window_sizes"] = sizes if any(sizes) else [0] * len(swin.DEPTHS)
     return described
+
+
+def _check_sides(swin, config, img_size):
+    """Refuse maps whose windows shrink, or are not shifted, along one side alone: models there take both as one. Raises
+    ValueError.
+    """
+    for stage, depth in enumerate(swin.DEPTHS):
+        sides = [side // (swin.PATCH_SIZE * 2 ** stage) for side in img_size]
+        windows, shifted = ({min(swin.WINDOW_SIZE, side) for side in sides}, {side > swin.WINDOW_SIZE for side in sides})
+        if len(windows) > 1 or len(shifted) > 1 and depth > 1:
+            raise ValueError(f"DATA.IMG_SIZE={config.DATA.IMG_SIZE}: in stage {stage}, a map of {sides[0]}x{sides[1]} tokens, "
+                             f"windows of {swin.WINDOW_SIZE} shrink or stay unshifted along one side alone, which models of "
+                             f"transformers can't do, and the results would differ. Convert to timm (--to timm).")
 
 
 def _transformer(vit):

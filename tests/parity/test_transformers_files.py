@@ -38,6 +38,8 @@ CASES = {  # settings, whether it is pre-trained, the class there, what is compa
     "swin classifier": (SWIN, False, "SwinForImageClassification", logits, hf_logits),
     "swinv2": (SWINV2, True, "Swinv2ForMaskedImageModeling", reconstruction((16, 16)), hf_reconstruction((16, 16))),
     "swinv2 classifier": (SWINV2, False, "Swinv2ForImageClassification", logits, hf_logits),
+    "swinv2 shrunk windows": (SWINV2 | {"MODEL.SWINV2.WINDOW_SIZE": 16}, False, "Swinv2ForImageClassification", logits,
+                              hf_logits),
     "vit": (VIT, True, "BeitModel", visible, hf_patches),
     "vit classifier": (PER_BLOCK, False, "BeitForImageClassification", logits, hf_logits),
     "plain vit": (PLAIN, True, "ViTForMaskedImageModeling", reconstruction((4, 4)), hf_reconstruction((4, 4))),
@@ -92,11 +94,24 @@ def test_settings_stand_in_the_files(name, tmp_path):
     assert config["architectures"] == [kind] and config["image_size"] == SIZE[0]
     assert images["image_mean"] == [0.1, 0.2, 0.3] and images["image_std"] == [0.5, 0.6, 0.7]
     assert images["crop_size"] == {"height": 64, "width": 64} and images["size"] == {"shortest_edge": 73}
+    if name == "swinv2 shrunk windows":
+        assert config["window_size"] == 16  # to 8, the map of the last stage, there as here
     if name == "mae":
         assert (config["intermediate_size"], config["decoder_intermediate_size"]) == (32, 32)
     if not is_pretrain:
         assert config["id2label"] == {str(i): label for i, label in enumerate(NAMES)}
     assert any("config.json and preprocessor_config.json for from_pretrained" in line for line in lines)
+
+
+@pytest.mark.parametrize(("settings", "window", "depth"), [(SWIN, 8, 2), (SWINV2, 8, 2), (SWINV2, 16, 1)])
+def test_windows_that_differ_along_the_sides_of_an_image_are_refused(settings, window, depth, tmp_path):
+    """A map of 8x16 tokens: windows of 8 are shifted along its long side alone, those of 16 shrink along the short one."""
+    section = f"MODEL.{settings['MODEL.TYPE'].upper()}"
+    wide = settings | {"DATA.IMG_SIZE": [64, 128], "DATA.MASK_PATCH_SIZE": 8, f"{section}.DEPTHS": [depth, depth],
+                       f"{section}.NUM_HEADS": [1, 2], f"{section}.WINDOW_SIZE": window}
+    with pytest.raises(ValueError, match=r"in stage 1, a map of 8x16 tokens, windows of .* along one side alone.*--to timm"):
+        written(tmp_path, wide, False)
+    assert not any((tmp_path / "there").iterdir())
 
 
 def test_name_that_from_pretrained_does_not_find_is_said(tmp_path):
