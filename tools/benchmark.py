@@ -3,7 +3,7 @@
   python tools/benchmark.py step --cfg A.yaml B.yaml [--batch-size 64] [--rounds 20]
   python tools/benchmark.py mixing --cfg <pre-training recipe of MixMIM> [--batch-size 64] [--rounds 20]
   python tools/benchmark.py safety --cfg <recipe> [--batch-size 64] [--rounds 20] [--save-steps 100]
-  python tools/benchmark.py traffic [--batch-size 8] [--kernels]
+  python tools/benchmark.py traffic [--batch-size 8] [--kernels] [--compiled]
   python tools/benchmark.py data --cfg <pre-training recipe> [--data-path FOLDER] [--workers 2] [--rounds 5]
   python tools/benchmark.py epoch --cfg <pre-training recipe> [--data-path FOLDER] [--workers 2] [--stand-in 1.5]
   python tools/benchmark.py peers --cfg <pre-training recipe> [--batch-size 8] [--amp-opt-level O1] [--compiled]
@@ -93,6 +93,8 @@ def parse_arguments(argv=None):
     traffic.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings, see config.py")
     traffic.add_argument("--batch-size", type=positive(int), default=8, help="images (default: %(default)s)")
     traffic.add_argument("--kernels", action="store_true", help="also by kernel")
+    traffic.add_argument("--compiled", action="store_true",
+                         help="also with TRAIN.COMPILE, which takes minutes: g++ is needed")
     traffic.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     data = command("data", "what makes batches of image files, beside the official pipeline", cfg="pre-training recipe")
     add_files(data)

@@ -1,4 +1,5 @@
 """What a training step in bfloat16 moves: counts that follow from the program and the sizes, on any machine the same."""
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import torch
 from config import encoder_config, image_size, load_config
 from models import build_model
 from models.freezing import train_mode
+from tools.benchmarks.compiled_traffic import compiled_bytes
 from tools.benchmarks.peer_models import peers_of
 from tools.benchmarks.report import report
 from tools.estimate import MIXED, training_loss
 from utils.costs import AsOnCuda, empty_copies, no_memory, step_traffic
 
-COLUMNS = {"recipe": ("recipe", ""), "model": ("model", ""), "as_on": ("as on", ""), "kernels": ("kernels", "d"),
+COLUMNS = {"recipe": ("recipe", ""), "model": ("model", ""), "as_on": ("as on", ""), "kernels": ("kernels", ""),
            "moved_gib": ("GiB moved an image", ".3f"), "saved_mib": ("MiB kept for backward an image", ".1f"),
            "of_best_peer": ("kernels, moved, kept / best peer", "")}
 KEYS = ("kernels", "moved_gib", "saved_mib")
@@ -29,9 +31,11 @@ def main(args):
                 ratios = [ours[key] / min(peer[key] for peer in peers) for key in KEYS]
                 ours["of_best_peer"] = " ".join(f"{ratio:.2f}" for ratio in ratios)
             rows += counted
+            if args.compiled and as_on == "cpu":
+                rows.append(compiled_row(config, ours))
     report(args, torch.device("cpu"), COLUMNS, rows, batch=args.batch_size)
     for row in rows:
-        if args.kernels:
+        if args.kernels and "by_kernel" in row:
             print(f"\n{row['recipe']}, {row['model']}, as on {row['as_on']}: kernels, MiB moved an image")
             print("\n".join(f"{count:6d} {moved:9.1f}  {name}" for name, (count, moved) in row["by_kernel"].items()))
 
@@ -43,6 +47,14 @@ def rows_of(config, name, as_on, by_kernel=False):
     models = {"ours": model, **peers_of(config, model.state_dict(), empty=True)}
     return [{"recipe": name, "model": who, "as_on": as_on, **counts(config, module, as_on, by_kernel), "of_best_peer": ""}
             for who, module in models.items()]
+
+
+def compiled_row(config, ours):
+    """Of our model with TRAIN.COMPILE: what is moved, also as a share of what the row of `ours` moves without."""
+    moved = compiled_bytes(config) / config.DATA.BATCH_SIZE / 2 ** 30
+    return {"recipe": ours["recipe"], "as_on": ours["as_on"], "model": "ours, compiled", "kernels": "", "moved_gib": moved,
+            "saved_mib": math.nan,
+            "of_best_peer": f"moved / eager {moved / ours['moved_gib']:.2f}"}
 
 
 def counts(config, module, as_on, by_kernel=False):
