@@ -153,7 +153,7 @@ DATA = {
     "BATCH_SIZE": Setting(128, "per process and micro-batch", "images", low=1),
     "DATA_PATH": Setting("", "folder of the data; pre-training: any folder of images, labels not needed",
                          kind=PATH),
-    "DATASET": Setting("imagenet", "imagenet (train/, val/) | folder (any labelled tree) | demo (drawn on first use)"),
+    "DATASET": Setting("imagenet", "imagenet (train/, val/) | folder (any labelled tree) | demo (without DATA_PATH: drawn)"),
     "IMG_SIZE": Setting(224, "one number, or [height, width]", "pixels", kind=SIZE, low=1,
                         high=LARGEST_SIDE),
     "INTERPOLATION": Setting("bicubic", "resizing in fine-tuning and evaluation", choices=INTERPOLATIONS, jobs=LABELLED),

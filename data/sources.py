@@ -1,7 +1,9 @@
 """Where the files of a data set are, and which of them are trained and validated on, by DATA.DATASET."""
+import logging
+
 from data.class_folders import class_names, labelled_samples, say_doubts, say_order
 from data.datasets import split_per_class
-from data.demo import demo_data
+from data.demo import MANIFEST, demo_data
 from data.folders import DATA_FLAG, VAL_FLAG, require_folder
 from data.splits import (
     find_splits,
@@ -14,6 +16,8 @@ from data.splits import (
 from utils import distributed
 from utils.names import shown
 
+log = logging.getLogger("simmim.data")
+
 
 def _own_folder(config, train):
     """Pre-training reads every image below DATA_PATH, so that ImageNet's `train` folder and a flat folder both work; of a
@@ -23,7 +27,9 @@ def _own_folder(config, train):
 
 
 def _demo_folder(config, train):
-    root = _draw_demo(config)
+    root = _drawn(config)
+    if root is None:
+        return _own_folder(config, train)
     return root / "train", config.DATA.VAL_PATH or root / "val"
 
 
@@ -101,16 +107,27 @@ def _class_samples(folder, classes):
 
 
 def _demo_samples(config, train):
-    root = _draw_demo(config)
+    root = _drawn(config)
+    if root is None:
+        return _folder_samples(config, train)
     classes = class_names(root / "train")
     val, flag = (config.DATA.VAL_PATH, VAL_FLAG) if config.DATA.VAL_PATH else (root / "val", DATA_FLAG)
     return labelled_samples(root / "train", classes), labelled_samples(val, classes, flag), classes
 
 
-def _draw_demo(config):
-    sizes = {"num_train_per_class": config.DATA.DEMO_TRAIN_PER_CLASS, "num_val_per_class": config.DATA.DEMO_VAL_PER_CLASS}
-    with distributed.rank0_first():
-        return demo_data(**sizes, root=config.DATA.DATA_PATH or None)
+def _drawn(config):
+    """Folder of a drawn data set: DATA_PATH if that is one, without it the one in the cache; None for a folder of other images.
+
+    Nothing is ever drawn into a folder that somebody named.
+    """
+    if not config.DATA.DATA_PATH:
+        with distributed.rank0_first():
+            return demo_data(config.DATA.DEMO_TRAIN_PER_CLASS, config.DATA.DEMO_VAL_PER_CLASS)
+    root = require_folder(config.DATA.DATA_PATH)
+    if (root / MANIFEST).is_file():
+        return root
+    log.info("DATA.DATASET demo with --data-path: the images of %s, nothing is drawn", shown(root))
+    return None
 
 
 PRETRAIN_FOLDERS = {"imagenet": _own_folder, "folder": _own_folder, "demo": _demo_folder}

@@ -1,5 +1,6 @@
 """The command lines of tools/, as real processes."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = "configs/demo/simmim_{}__swin_nano__img64.yaml"
 
 
-def run_tool(*command):
-    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+def run_tool(*command, cache=None):
+    """A tool as users start it; `cache`: where the demo data is drawn."""
+    environment = {**os.environ, **({"XDG_CACHE_HOME": str(cache)} if cache else {})}
+    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 def test_benchmark_times_several_recipes_in_turn(tmp_path):
@@ -61,9 +64,9 @@ def test_benchmark_reads_files_beside_the_official_pipeline(command, more, rows,
 
 
 def test_demo_runs_every_step_and_evaluates_to_the_same_figure(tmp_path):
-    result = run_tool("tools/demo.py", "--output", tmp_path / "runs", "--opts", "DATA.DATA_PATH", tmp_path / "data",
-                      "DATA.DEMO_TRAIN_PER_CLASS", 2, "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8,
-                      "DATA.NUM_WORKERS", 0, "TRAIN.EPOCHS", 1, "VIS_IMAGES", 2)
+    result = run_tool("tools/demo.py", "--output", tmp_path / "runs", "--opts", "DATA.DEMO_TRAIN_PER_CLASS", 2,
+                      "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8, "DATA.NUM_WORKERS", 0, "TRAIN.EPOCHS", 1,
+                      "VIS_IMAGES", 2, cache=tmp_path / "cache")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n=== ") == 5 and "the same" in result.stdout
     assert (tmp_path / "runs/simmim_pretrain/swin_nano/reconstructions/epoch_0000.png").is_file()
@@ -73,9 +76,9 @@ def test_demo_runs_every_step_and_evaluates_to_the_same_figure(tmp_path):
 def test_comparison_has_a_row_for_each_method_that_there_is(tmp_path):
     """With every demo recipe; a method without one would be missing from the table."""
     out = tmp_path / "table.json"
-    result = run_tool("tools/compare.py", "--output", tmp_path / "runs", "--json", out, "--opts", "DATA.DATA_PATH",
-                      tmp_path / "data", "DATA.DEMO_TRAIN_PER_CLASS", 4, "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8,
-                      "DATA.NUM_WORKERS", 0, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "VIS_FREQ", 0)
+    result = run_tool("tools/compare.py", "--output", tmp_path / "runs", "--json", out, "--opts",
+                      "DATA.DEMO_TRAIN_PER_CLASS", 4, "DATA.DEMO_VAL_PER_CLASS", 1, "DATA.BATCH_SIZE", 8, "DATA.NUM_WORKERS", 0,
+                      "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "VIS_FREQ", 0, cache=tmp_path / "cache")
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.read_text())
     recipes = sorted((ROOT / "configs" / "demo").glob("*_pretrain__*.yaml"))
