@@ -26,7 +26,7 @@ from models import build_model
 from models.build import build_sharded
 from models.compiling import compile_units
 from models.freezing import freeze, train_mode
-from resume import Place, resume, save_best
+from resume import Place, is_finished, resume, save_best, say_finished
 from utils import distributed, stopping
 from utils.average import Average
 from utils.background import Writer
@@ -129,6 +129,8 @@ class Job:
         started_from: checkpoint that the run was explicitly resumed from, as text.
         fixed: config keys that a checkpoint must share to be continued.
         classes: names of the classes in the order of the labels; checkpoints keep them.
+        images: Samples.mark of the training images, by which a run knows them in another place; "" = not known.
+        ignored: settings that the checkpoint of a finished run has otherwise: {key: (there, here)}.
     """
     config: Any
     task: str
@@ -154,6 +156,8 @@ class Job:
     started_from: str = ""
     fixed: tuple = ()
     classes: tuple = ()
+    images: str = ""
+    ignored: dict = field(default_factory=dict)
     lock: Any = None
     heart: Any = None
     writer: Writer = field(default_factory=Writer)
@@ -263,9 +267,9 @@ def running(job, scaled, num_train, num_val):
     job.heart.start()
     try:
         resume(job)
-        job.was_finished = job.place.epoch >= job.config.TRAIN.EPOCHS and job.place.validated
+        job.was_finished = is_finished(job)
         if job.was_finished:
-            log.info("nothing to train: %d of %d epochs are done in %s", job.place.epoch, job.config.TRAIN.EPOCHS, job.folder)
+            say_finished(job)
         else:
             open_run(job)
             announce(job, scaled, num_train, num_val)

@@ -108,7 +108,7 @@ def train(model, loaders, config, device, precision):
               updater=build_updater(config, model, optimizer, precision, device),
               compute_loss=partial(finetuning_loss, mixup=mixup, smoothing=config.MODEL.LABEL_SMOOTHING), validate=validate,
               folder=run_folder(config), group=-1, score="top1",
-              classes=loaders.classes, fixed=("TRAIN.FREEZE",))
+              classes=loaders.classes, fixed=("TRAIN.FREEZE",), images=loaders.train.dataset.samples.mark())
     with running(job, scaled, len(loaders.train.dataset), len(loaders.val.dataset)):
         fit(job)
         report_best(job)

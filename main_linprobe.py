@@ -169,7 +169,7 @@ class Probe:
                   scheduler=build_scheduler(scaled, optimizer, len(loader)),
                   updater=build_updater(config, model, optimizer, self.precision, device),
                   compute_loss=compute_loss, validate=validate, folder=run_folder(config), score="top1",
-                  classes=self.loaders.classes)
+                  classes=self.loaders.classes, images=self.loaders.plain.dataset.samples.mark())
         with running(job, scaled, len(self.loaders.plain.dataset), len(self.loaders.val.dataset)):
             if not job.was_finished:
                 val += self.features("val")  # of the weights that a resumed run brought along

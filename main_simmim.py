@@ -74,7 +74,7 @@ def train(model, loaders, config, device, precision):
               updater=build_updater(config, model, optimizer, precision, device),
               compute_loss=lambda model, batch: model(*batch),
               validate=lambda epoch: validate(job, loaders, epoch), draw=lambda epoch: draw(job, loaders, epoch),
-              folder=run_folder(config), fixed=("TRAIN.FREEZE",))
+              folder=run_folder(config), fixed=("TRAIN.FREEZE",), images=loaders.train.dataset.samples.mark())
     with running(job, scaled, len(loaders.train.dataset), loaders.val and len(loaders.val.dataset)):
         fit(job)
         save_encoder(job)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from config import differences, dump, images_per_step
+from config import differences, dump, images_per_step, keys_of, settings
 from utils import distributed, sharding, stopping
 from utils.background import host_copy
 from utils.checkpoint import (
@@ -36,12 +36,13 @@ from utils.checkpoint import (
 )
 from utils.classes import check_same, kept_classes
 from utils.finite import nonfinite
+from utils.settings import IMAGES, PATH, START, shown
 
 log = logging.getLogger("simmim.resume")
 
 # settings that say how a run starts, and so mean nothing for one that goes on
-NOT_RESUMED = {"BASE", "MODEL.RESUME", "PRETRAINED", "OUTPUT", "TAG", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
-               "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME"}
+NOT_RESUMED = {"BASE", "MODEL.RESUME", "OUTPUT", "TAG", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
+               "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME", "TRAIN.ALLOW_CHANGES"}
 KINDS = ("betas", "momentum", "trust_coefficient")  # settings that tell kinds of optimizers apart
 
 
@@ -171,7 +172,8 @@ def _save_weights(job, module, name, state):
 
 def _description(job):
     """What the weights are of, in plain text."""
-    return {"config": dump(job.config, job.task), **({"classes": list(job.classes)} if job.classes else {})}
+    return {"config": dump(job.config, job.task), **({"classes": list(job.classes)} if job.classes else {}),
+            **({"images": job.images} if job.images else {})}
 
 
 def newest_sound(folder):
@@ -218,9 +220,12 @@ def resume(job):
 
     Auto-resume takes the newest readable checkpoint of the run folder. With an explicit MODEL.RESUME it does so only if
     that checkpoint descends from the named file (a restarted job), and says so. Nothing that exists is overwritten: where
-    training would write over checkpoints of another run, it refuses.
+    training would write over checkpoints of another run, it refuses; and so it does where what is learnt would change on the
+    way, without TRAIN.ALLOW_CHANGES.
     """
     config = job.config
+    if config.TRAIN.ALLOW_CHANGES:
+        log.warning("TRAIN.ALLOW_CHANGES is on: a checkpoint is gone on from whatever data and settings it was made with")
     explicit = config.MODEL.RESUME
     if explicit and "://" not in explicit:
         explicit = os.path.abspath(explicit)
@@ -263,6 +268,8 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     if absent:
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
+    changed = _changed(job, content)
+    _check_learnt(job, content, changed, path)
     check_fixed(job.config, content, path, (*job.fixed, *without_shape(job)))
     check_same(kept_classes(content), job.classes, path)
     if "folder" in content:
@@ -288,15 +295,63 @@ def restore(job, content, path, advice=USE_PRETRAINED):
     done = f"epoch {job.place.epoch - 1} is done, " if job.place.epoch else ""
     log.info("resumed from %s: %sgoing on with %s", path, done,
              f"epoch {job.place.epoch}" if not job.place.steps else job.place)
+    if is_finished(job):
+        job.ignored = changed
+        return
     _compare_steps(job, content)
-    if isinstance(content.get("config"), str):
-        changed = differences(job.config, content["config"])
-        if "PRETRAINED" in changed:
-            log.warning("--pretrained %s is not used: the weights come from %s. Use another --tag to start anew",
-                        changed["PRETRAINED"][1] or "(none)", path)
-        for key, (then, now) in changed.items():
-            if key not in NOT_RESUMED:
-                log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+    for key, (then, now) in changed.items():
+        if settings()[key].learnt == START:
+            log.warning("%s=%s is not used: the weights come from %s", key, now, path)
+        else:
+            log.info("%s was %s in the checkpoint and is %s now: the new value holds", key, then, now)
+
+
+def is_finished(job):
+    """Whether there is nothing left to do."""
+    return job.place.epoch >= job.config.TRAIN.EPOCHS and job.place.validated
+
+
+def _changed(job, content):
+    """What this run says otherwise than a checkpoint, of what it reads and what counts for it: {key: (then, now)}."""
+    if not isinstance(content.get("config"), str):
+        return {}
+    same_images = bool(job.images) and content.get("images") == job.images
+    found = differences(job.config, content["config"])
+    return {key: found[key] for key in keys_of(job.config, job.task)
+            if key in found and key not in NOT_RESUMED and not _means_the_same(settings()[key], *found[key], same_images)}
+
+
+def _means_the_same(setting, then, now, same_images):
+    if setting.learnt == IMAGES and same_images or setting.learnt == START and not now:
+        return True  # another path to the same images; weights to begin with that a run which goes on need not name
+    return setting.kind == PATH and os.path.realpath(then) == os.path.realpath(now)
+
+
+def _check_learnt(job, content, changed, path):
+    """Refuse to go on where what is learnt would change on the way. Raises ValueError."""
+    done = not content.get("position") and content.get("validated", True) and content["epoch"] + 1 >= job.config.TRAIN.EPOCHS
+    learnt = {key: values for key, values in changed.items() if settings()[key].learnt}
+    if not learnt or done or job.config.TRAIN.ALLOW_CHANGES:
+        return
+    anew = "--pretrained instead of --resume" if job.config.MODEL.RESUME else "--tag <other> for a new run"
+    raise ValueError(f"{path} was made with {_listed(learnt)}: what is learnt would change on the way. Use the same, or "
+                     f"{anew}, or --opts TRAIN.ALLOW_CHANGES True to go on all the same.")
+
+
+def _listed(changed, most=4):
+    """What changed, in words: DATA.MASK_RATIO=0.6, not 0.75."""
+    words = [f"{key}={shown(then)}, not {shown(now)}" for key, (then, now) in changed.items()]
+    return "; ".join(words[:most]) + (f"; and {len(words) - most} more" if len(words) > most else "")
+
+
+def say_finished(job):
+    """Log that there is nothing to train, and which settings that leaves without effect."""
+    done = f"{job.place.epoch} of {job.config.TRAIN.EPOCHS} epochs are done in {job.folder}"
+    if job.ignored:
+        log.warning("nothing to train: %s, and they were made with %s. Use --tag <other> for a run with the new settings", done,
+                    _listed(job.ignored))
+    else:
+        log.info("nothing to train: %s", done)
 
 
 def _restore_average(job, content, path):

@@ -1,5 +1,6 @@
 """Paths and labels of millions of images in three arrays."""
 import os
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,22 @@ class Samples(Sequence):
 
     def __len__(self):
         return len(self.labels)
+
+    def mark(self, compared=256, weighed=16):
+        """Text that tells these images from others, wherever they lie: their number, and names and sizes of some of them.
+
+        Args:
+            compared, weighed: how many names and sizes of files, evenly spread, count.
+        """
+        def spread(number):
+            number = min(number, len(self))
+            return [self[i * len(self) // number][0] for i in range(number)]
+
+        paths = spread(compared)
+        root = os.path.commonpath(map(os.path.dirname, paths))
+        names = [os.path.relpath(path, root) for path in paths]
+        sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in spread(weighed)]
+        return f"{len(self)} images, {zlib.crc32(os.fsencode(repr((names, sizes)))):08x}"
 
     def __getitem__(self, index):
         if isinstance(index, slice):

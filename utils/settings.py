@@ -26,6 +26,11 @@ PAIR, SIZE = "two numbers, [first, second]", "a whole number or [height, width]"
 _OF_TYPE = {bool: FLAG, int: WHOLE, float: NUMBER, str: TEXT}
 _ITEMS = {WHOLES: WHOLE, NUMBERS: NUMBER, TEXTS: TEXT}
 
+# what a setting changes of what a run learns, where a run must go on as it began
+IMAGES = "images"  # what it is trained on; no change where the same ones are found in another place
+START = "start"  # the weights it begins with; no change where none are named
+TASK = "task"  # what is made of images, weights and labels
+
 LARGEST = 10 ** 6  # number, either side of 0, of a setting that names no limit of its own
 LONGEST = 1000  # list
 LONGEST_WORD = 10 ** 4  # that may be a number or a list, in characters
@@ -45,6 +50,8 @@ class Setting:
         optional: whether it can be None.
         rule: value -> what is wrong with it, in words that go on after `KEY=value`, or None.
         jobs: names in JOBS of what reads it; None = as the section it stands in says, or all.
+        learnt: IMAGES, START or TASK where another value would be another run: a checkpoint of the one is no beginning of the
+            other. "" = it may change on the way; None = as the section says, or "".
     """
     default: Any
     meaning: str
@@ -56,6 +63,7 @@ class Setting:
     optional: bool = False
     rule: Callable | None = None
     jobs: tuple | None = None
+    learnt: str | None = None
 
     def __post_init__(self):
         if self.kind is None:
@@ -91,11 +99,11 @@ def _kind_of(default):
     return _OF_TYPE[type(default)]
 
 
-def joined(*sections, prefix="", jobs=None):
+def joined(*sections, prefix="", jobs=None, learnt=None):
     """{prefix + name: Setting} of several {name: Setting}, in order.
 
     Args:
-        jobs: of the settings that name none.
+        jobs, learnt: of the settings that name none.
     Raises: ValueError if a name is declared twice.
     """
     found = {}
@@ -104,7 +112,8 @@ def joined(*sections, prefix="", jobs=None):
             key = prefix + name
             if key in found:
                 raise ValueError(f"{key} is declared twice: a setting has one home.")
-            found[key] = setting if setting.jobs or not jobs else replace(setting, jobs=jobs)
+            found[key] = replace(setting, jobs=setting.jobs or jobs,
+                                 learnt=learnt if setting.learnt is None else setting.learnt)
     return found
 
 

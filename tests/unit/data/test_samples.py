@@ -47,3 +47,17 @@ def test_reading_them_costs_a_process_no_memory(kind, fits):
     grown = result.get()
     process.join()
     assert (grown < 1500) == fits  # kB; a list is copied, 6 MB of it
+
+
+def test_mark_is_that_of_the_same_images_in_another_place_alone(tmp_path):
+    def made(folder, names=("a/1.jpg", "a/2.jpg", "b/1.jpg"), size=5):
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"." * size)
+        return Samples([(str(tmp_path / folder / name), -1) for name in names]).mark()
+
+    first = made("one")
+    assert first.startswith("3 images, ") and made("two/below") == first
+    assert len({first, made("fewer", ("a/1.jpg", "a/2.jpg")), made("named", ("a/1.jpg", "a/2.jpg", "b/3.jpg")),
+                made("larger", size=6)}) == 4
+    assert Samples([("gone.jpg", 0)]).mark().startswith("1 images, ")
