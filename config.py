@@ -399,7 +399,8 @@ def load_config(path=None, opts=(), job=None):
 
 
 def find_recipe(path):
-    """Where a recipe is: as named from here, else from the root of the repository, else under the name it has today.
+    """Where a recipe is: as named from here, else from the root of the repository, else under the name it has today, else the
+    one of configs/ of that name.
 
     Returns: absolute Path, of a file that may not exist.
     """
@@ -409,10 +410,16 @@ def find_recipe(path):
         old, new = path.parent.name, MOVED[path.parent.name]
         name = path.name.replace(f"__{old}__", f"__{new}__")
         places += [folder.parent / new / name for folder in (path.parent, ROOT / path.parent)]
-    place = next((place for place in places if place.is_file()), path)
+    place = next((place for place in places if place.is_file()), named_recipe(path) or path)
     if place in places[2:]:
         log.warning("%s is %s now", path, place.relative_to(ROOT) if place.is_relative_to(ROOT) else place)
     return Path(os.path.abspath(place))
+
+
+def named_recipe(name):
+    """Path of the recipe of configs/ that is called so, without its folder and with or without its ending; or None."""
+    name = str(name).removesuffix(".yaml")
+    return next((path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.stem == name), None)
 
 
 def _merge_file(config, path, given, chain):
@@ -482,7 +489,7 @@ def _follow_checkpoint(config, given, path, job):
     or is of another MODEL.TYPE that is set, changes nothing: loading tells whether it fits.
     """
     source = (config.MODEL.RESUME if config.EVAL_MODE else "") or config.PRETRAINED
-    if not source or source == path:
+    if not source or source == path or config.PROBE.RANDOM_ENCODER:
         return
     kept = read_kept(source).settings
     kind = kept.get("MODEL.TYPE")

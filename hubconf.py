@@ -31,10 +31,18 @@ def _refuse_foreign_modules():
 
 _refuse_foreign_modules()
 
-from inference import extract_feat, get_model, inference_model, list_models, reconstruct  # noqa: E402
+from inference import (  # noqa: E402
+    extract_feat,
+    get_model,
+    get_transform,
+    inference_model,
+    labelled_images,
+    list_models,
+    reconstruct,
+)
 from models.weights import zoo as _zoo  # noqa: E402
 
-__all__ = ["extract_feat", "get_model", "inference_model", "list_models", "reconstruct"]
+__all__ = ["extract_feat", "get_model", "get_transform", "inference_model", "labelled_images", "list_models", "reconstruct"]
 
 
 def _entry_point(name, entry):

@@ -7,7 +7,8 @@
   python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg                    # which keeps no settings
   python inference.py --list "mae*"
 
-From Python: get_model, inference_model, extract_feat, reconstruct, list_models. docs/inference.md shows them all.
+From Python: get_model, inference_model, extract_feat, reconstruct, list_models, get_transform, labelled_images.
+docs/inference.md shows them all.
 """
 import argparse
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from utils.cli import add_ema, run
 from utils.settings import TASKS
 
-FEATURE_KINDS = ("map", "pooled", "tokens")
+FEATURE_KINDS = ("map", "pooled", "tokens", "cls")
 
 
 def parse_arguments(argv=None):
@@ -34,9 +35,12 @@ def parse_arguments(argv=None):
                         help="text file with a class name a line, the data folder of training, or imagenet")
     parser.add_argument("--topk", type=int, metavar="N", help="best classes to print (default: 5)")
     parser.add_argument("--json", action="store_const", const=True, help="print predictions as JSON")
-    parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`")
+    parser.add_argument("--features", metavar="OUT.npz", help="write features: arrays `features` and `paths`; of a "
+                                                                     "folder of class folders `labels` and `classes`, too")
+    parser.add_argument("--layer", metavar="N", help="block that features are of: from 1, or from the end -1; or last")
     parser.add_argument("--output", choices=FEATURE_KINDS, help="of what kind; see docs/inference.md")
-    parser.add_argument("--reconstruct", metavar="OUT.png", help="draw reconstructions, a row an image")
+    parser.add_argument("--reconstruct", metavar="OUT.png", help="draw reconstructions, a row an image; to a "
+                                                                        ".npz file their numbers")
     parser.add_argument("--mask-ratio", type=float, metavar="SHARE", help="hidden share (default: the recipe's)")
     parser.add_argument("--seed", type=int, help="of the masks (default: 0)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: 32)")
@@ -57,13 +61,14 @@ from torch import nn
 from torchvision.models import get_weight
 
 from config import pixel_statistics, with_values
-from data.class_folders import class_names
+from data.class_folders import class_names, labelled_samples
 from data.folders import image_files, listing
 from data.inputs import Preparation, as_list, picture_of
 from data.masks import draw_masks
 from data.reading import BadImage
 from data.splits import find_splits, splits_read_as_one
 from data.transforms import eval_transform, heldout_transform, mode_of, rules_of
+from models.probe import numbered_layer
 from models.weights import zoo
 from models.weights.heads import read_head
 from recipes import build, fit_head, load_into, open_recipe
@@ -190,21 +195,24 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
 
     Args:
         model: from get_model; or what get_model takes, which is then built for this call.
-        images: one image or a list: paths, PIL images, bytes of files, uint8 arrays (H, W, 3) in RGB order (OpenCV's is BGR),
-            uint8 tensors (3, H, W), or float tensors (C, H, W), which count as normalised; or a 4-d array or tensor.
+        images: one image or a list: paths, also of folders, which stand for the images in and below them, PIL images, bytes of
+            files, uint8 arrays (H, W, 3) in RGB order (OpenCV's is BGR), uint8 tensors (3, H, W), or float tensors (C, H, W),
+            which count as normalised; or a 4-d array or tensor.
         batch_size: images that go through the model at once.
         device: where to; None = where the model is, or for a name a GPU if there is one.
         topk: number of the best classes in `pred_topk`.
         classes: names, see read_classes; None = those that the model's checkpoint keeps, ImageNet's of released weights.
         pretrained: with a name or recipe, as in get_model; None = the released weights.
     Returns: dict for one image, list of dicts for a list: pred_label (int), pred_score (float), pred_scores (float32 array of
-        all classes, which add up to 1), pred_topk (list of {label, score, class}); pred_class (str) where names are known.
+        all classes, which add up to 1), pred_topk (list of {label, score, class}); pred_class (str) where names are known;
+        image (str), the path of a file.
     Raises: ValueError on a model without classes, a file without a head for them, weights that predict NaN, or an image that
         can't be read; FileNotFoundError.
     """
-    images, single = as_list(images)
+    as_list(images, folders=True)  # says what is missing before a model is made
     model = _opened(model, device, pretrained, "head.")
     recipe = model.recipe
+    images, single = _files(images, recipe)
     if not topk >= 1:
         raise ValueError(f"topk={topk} (--topk) must be at least 1.")
     names = read_classes(classes, recipe) if classes is not None else recipe.classes
@@ -213,30 +221,72 @@ def inference_model(model, images, batch_size=32, device=None, topk=5, classes=N
         raise ValueError(f"predictions of {int((~torch.isfinite(logits)).any(dim=1).sum())} of {len(logits)} images are NaN or "
                          f"infinite: the weights are broken, or too large for the number format. Try other weights, or "
                          f"AMP_OPT_LEVEL O0 (--opts AMP_OPT_LEVEL O0).")
-    results = [_prediction(scores, topk, names) for scores in logits.softmax(dim=1).numpy()]
+    results = [_prediction(scores, topk, names) | ({"image": str(image)} if isinstance(image, (str, Path)) else {})
+               for image, scores in zip(images, logits.softmax(dim=1).numpy(), strict=True)]
     return results[0] if single else results
 
 
-def extract_feat(model, images, output=None, batch_size=32, device=None, pretrained=None):
+def extract_feat(model, images, output=None, batch_size=32, device=None, pretrained=None, layer=None):
     """Features of images.
 
     Args:
         model, images, batch_size, device, pretrained: as in inference_model.
         output: map (B, C, H/stride, W/stride); tokens (B, 1 + L, C), or (B, L, C) of an encoder without class token; pooled
-            (B, C): what the head sees, or without a head the mean over the image. None = pooled of a classifier, tokens of
-            MAE and its relatives, pooled of MixMIM, else the map.
-    Returns: tuple of one float32 tensor on the CPU, the images in their order.
+            (B, C): what the head sees, or without a head the mean over the image; cls (B, C), the class token. None = pooled of
+            a classifier, tokens of MAE and its relatives, pooled of MixMIM, else the map; with a layer pooled.
+        layer: block whose output is taken instead, the mean of its patch tokens or cls: from 1, or from the end -1, or "last",
+            the normalised output; as main_linprobe.py counts. Or a list of them.
+    Returns: tuple of one float32 tensor on the CPU for each layer, or of one; the images in their order.
+    Raises: ValueError, as inference_model; on a layer that the encoder has not, or another output of a layer.
     """
-    images, _ = as_list(images)
+    as_list(images, folders=True)
     model = _opened(model, device, pretrained)
     recipe = model.recipe
+    images, _ = _files(images, recipe)
+    if layer is not None:
+        return _run(model, images, batch_size, eval_transform, _of_layers(model, layer, output))
     if output is None:
         output = DEFAULT_OUTPUTS.get(recipe.config.MODEL.METHOD, "map") if recipe.task == "pretrain" else "pooled"
     features = pick(FEATURES, output, "output")
     return (_run(model, images, batch_size, eval_transform, features),)
 
 
-def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, pretrained=None):
+def _of_layers(model, layer, output):
+    """(model, images) -> tuple of pooled features, one for each layer."""
+    if output not in (None, "pooled", "cls"):
+        raise ValueError(f"output={output} (--output) is of the last layer: with layer={layer} (--layer) use pooled or cls.")
+    blocks = len(_encoder(model).probed_blocks())
+    layers = [numbered_layer(one, blocks) for one in (layer if isinstance(layer, (list, tuple)) else [layer])]
+    feature = "cls" if output == "cls" else "mean"
+    return lambda model, images: tuple(_encoder(model).forward_layers(images, layers, feature))
+
+
+def labelled_images(folder):
+    """The images of a folder of class folders, to have labels beside features.
+
+    Args:
+        folder: with a folder for each class; of data with splits one of these, `data/val`.
+    Returns: (paths, labels, classes): list of N paths, int64 array (N,), names in the order of the labels.
+    Raises: ValueError if there are no class folders; FileNotFoundError.
+    """
+    with listing("RGB", folder):
+        classes = class_names(folder, "folder")
+        samples = labelled_samples(folder, classes, "folder")
+    return [str(path) for path, _ in samples], np.array([label for _, label in samples], dtype=np.int64), classes
+
+
+def get_transform(model):
+    """What prepares an image for a model, as its evaluation does.
+
+    Args:
+        model: from get_model, or what get_model takes.
+    Returns: function from an image, of any kind that inference_model takes, to a tensor (C, H, W) float32, normalised.
+    """
+    config = (model.recipe if isinstance(model, nn.Module) else open_recipe(model)[0]).config
+    return Preparation(config, eval_transform(config))
+
+
+def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, pretrained=None, output="picture"):
     """See what a pre-trained model makes of what it can't see.
 
     Args:
@@ -244,12 +294,17 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
         mask_ratio: share that is hidden; None = DATA.MASK_RATIO.
         mask: (h, w) on the encoder's patch grid, True or 1 = hidden, for all images; instead of random ones.
         seed: of the random masks.
-    Returns: PIL image, one row an image, with the columns that the method names: original, masked, prediction and so on.
+        output: picture, or tensors.
+    Returns: PIL image, one row an image, with the columns that the method names: original, masked, prediction and so on. Or
+        with `tensors` a dict of tensors on the CPU: images and prediction (B, C, H, W) float32, normalised alike; mask
+        (B, h, w) bool, True = hidden; loss (B,) float32 of each image, which is that of pre-training.
     Raises: ValueError on a model that reconstructs nothing, or has no decoder from its file.
     """
-    images, _ = as_list(images)
+    as_list(images, folders=True)
     model = _opened(model, device, pretrained, "decoder.")
     recipe = model.recipe
+    images, _ = _files(images, recipe)
+    show = pick({"picture": _sheet, "tensors": _reconstructions}, output, "output")
     if mask_ratio is not None and mask is not None:
         raise ValueError("mask and mask_ratio contradict each other: leave one out.")
     if mask_ratio is not None and not 0 < mask_ratio < 1:
@@ -263,7 +318,7 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
         masks = draw_masks(config, len(images), rng_for(seed, MASK))
     else:
         masks = torch.stack([torch.as_tensor(mask)] * len(images))
-    return _run(model, images, len(images), heldout_transform, lambda model, batch: _sheet(model, batch, masks))
+    return _run(model, images, len(images), heldout_transform, lambda model, batch: show(model, batch, masks))
 
 
 def imagenet_classes():
@@ -285,6 +340,15 @@ def _opened(model, device, pretrained, part=None):
                          f"set model.recipe = recipes.Recipe(config, task).")
     _check_task(model.recipe, part)
     return model if device is None else model.to(_device(device))
+
+
+def _files(images, recipe):
+    """(list of images, whether it was a single one), with the images of folders in their place."""
+    found, single = as_list(images, folders=True)
+    folders = [isinstance(image, (str, Path)) and os.path.isdir(image) for image in found]
+    files = [file for image, is_folder in zip(found, folders, strict=True)
+             for file in (_paths_of(image, mode_of(recipe.config)) if is_folder else [image])]
+    return files, single and not any(folders)
 
 
 def _check_task(recipe, part):
@@ -314,7 +378,7 @@ def _run(model, images, batch_size, transform, compute):
     """`compute(model, batch)` over all images as the model's evaluation does it: same transform, same number format.
 
     The model ends in the mode it was in. A model that was cast, by `model.bfloat16()` say, gets its images in that format.
-    Tensors come back float32, on the CPU, and may take part in training.
+    Tensors, and tuples of them, come back float32, on the CPU, and may take part in training.
     """
     config, weight = model.recipe.config, next(model.parameters())
     precision = build_precision(config.AMP_OPT_LEVEL, "native", weight.device)
@@ -322,7 +386,10 @@ def _run(model, images, batch_size, transform, compute):
     with _evaluating(model), precision.autocast():
         for batch in Preparation(config, transform(config)).batches(images, batch_size):
             output = compute(model, batch.to(weight.device, weight.dtype))
-            outputs.append(output.float().cpu() if isinstance(output, torch.Tensor) else output)
+            outputs.append(tuple(part.float().cpu() for part in output) if isinstance(output, tuple) else
+                           output.float().cpu() if isinstance(output, torch.Tensor) else output)
+    if isinstance(outputs[0], tuple):
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     return torch.cat(outputs) if isinstance(outputs[0], torch.Tensor) else outputs[0]
 
 
@@ -366,12 +433,23 @@ def _pooled(model, images):
 
 
 FEATURES = {"map": lambda model, images: _encoder(model).forward_map(images),
-            "tokens": lambda model, images: _encoder(model).forward_tokens(images), "pooled": _pooled}
+            "tokens": lambda model, images: _encoder(model).forward_tokens(images), "pooled": _pooled,
+            "cls": lambda model, images: _encoder(model).forward_last(images, "cls")}
 
 
 def _sheet(model, images, masks):
     """The pictures that a method shows of (B, C, H, W) under (B, h, w), as one PIL image."""
     return picture_grid(model.pictures(images, masks.to(images.device)), *pixel_statistics(model.recipe.config))
+
+
+def _reconstructions(model, images, masks):
+    """The numbers behind `_sheet`, see reconstruct."""
+    masks = masks.to(images.device).bool()
+    prediction, target = model.reconstruct(images, masks), model.target(images)
+    losses = [model.loss(prediction[i:i + 1], target[i:i + 1], masks[i:i + 1]) for i in range(len(images))]
+    viewed = model.target.denormalize(prediction, images)
+    return {"images": images.float().cpu(), "prediction": viewed.float().cpu(), "mask": masks.cpu(),
+            "loss": torch.stack(losses).float().cpu()}
 
 
 # ---- command line -------------------------------------------------------------------------------------------------
@@ -396,11 +474,13 @@ def main(args):
     if not read:
         raise ValueError(f"none of {len(paths)} images can be read: {next(iter(errors.values()))}")
     if args.features:
-        (features,) = extract_feat(model, read, **given(args, "output", "batch_size"))
-        write_whole(args.features, lambda path: np.savez(path, features=features.numpy(), paths=np.array(read)))
-        print(f"{args.features}: features {tuple(features.shape)} of {len(read)} images")
+        (features,) = extract_feat(model, read, **given(args, "output", "batch_size", "layer"))
+        labels = labels_of(read, args.images)
+        write_whole(args.features, lambda path: np.savez(path, features=features.numpy(), paths=np.array(read), **labels))
+        print(f"{args.features}: features {tuple(features.shape)} of {len(read)} images"
+              + (f", with labels of {len(labels['classes'])} classes" if labels else ""))
     if args.reconstruct:
-        write_whole(args.reconstruct, reconstruct(model, read, **given(args, "mask_ratio", "seed")).save)
+        write_reconstructions(model, read, args)
         print(f"{args.reconstruct}: reconstructions of {len(read)} images")
     if not args.features and not args.reconstruct:
         results = iter(inference_model(model, read, **given(args, "topk", "batch_size")))
@@ -436,6 +516,26 @@ def readable(paths, config):
     return [path for path in paths if path not in errors], errors
 
 
+def labels_of(paths, places):
+    """{labels: (N,) int64, classes: (K,)} of images that lie in the class folders of one place, else {}."""
+    if len(places) != 1 or not os.path.isdir(places[0]) or find_splits(places[0]):
+        return {}
+    inside = [Path(path).relative_to(places[0]).parts for path in paths]
+    classes = sorted({parts[0] for parts in inside})
+    if len(classes) < 2 or any(len(parts) < 2 for parts in inside):
+        return {}
+    return {"labels": np.array([classes.index(parts[0]) for parts in inside]), "classes": np.array(classes)}
+
+
+def write_reconstructions(model, paths, args):
+    """--reconstruct: a picture, or the tensors of `reconstruct` and the paths as .npz."""
+    options = given(args, "mask_ratio", "seed")
+    if not args.reconstruct.endswith(".npz"):
+        return write_whole(args.reconstruct, reconstruct(model, paths, **options).save)
+    arrays = {name: tensor.numpy() for name, tensor in reconstruct(model, paths, output="tensors", **options).items()}
+    write_whole(args.reconstruct, lambda path: np.savez(path, **arrays, paths=np.array(paths)))
+
+
 def given(args, *names):
     """The values of flags that were given; for the others the functions have their defaults."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -460,7 +560,7 @@ def check_arguments(args):
         check_target(flag, getattr(args, flag[2:]))
     predicts = not args.features and not args.reconstruct
     for names, counts, advice in (
-            (["output"], args.features, "says nothing without --features"),
+            (["output", "layer"], args.features, "says nothing without --features"),
             (["mask_ratio", "seed"], args.reconstruct, "says nothing without --reconstruct"),
             (["topk", "classes", "json"], predicts, "is for predictions: leave out --features and --reconstruct"),
             (["batch_size"], predicts or args.features, "says nothing to --reconstruct, which takes all images at once")):
@@ -476,7 +576,7 @@ def check_target(flag, target):
     if target is None:
         return
     folder, ending, kinds = Path(target).parent, Path(target).suffix.lower(), Image.registered_extensions()
-    fits = ending == ".npz" if flag == "--features" else kinds.get(ending) in Image.SAVE
+    fits = ending == ".npz" or (flag == "--reconstruct" and kinds.get(ending) in Image.SAVE)
     if os.path.exists(target):
         raise ValueError(f"{target} exists and is not written over: choose another name.")
     if not fits:

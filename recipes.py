@@ -3,7 +3,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, check_heads, find_recipe, flatten, load_config, settings, with_values
+from config import Config, check_heads, find_recipe, flatten, load_config, named_recipe, settings, with_values
 from models.build import build_model
 from models.probe import LinearProbe, build_probe
 from models.weights import zoo
@@ -85,7 +85,8 @@ def open_recipe(model, task=None, overrides=None):
     """What to build.
 
     Args:
-        model: name or alias in the zoo, path of a YAML file or of a checkpoint that keeps its settings, or Config.
+        model: name or alias in the zoo, path of a YAML file, or name of one in configs/, path of a checkpoint that keeps its
+            settings, or Config.
         task: one of TASKS; None = that of the zoo, or what the recipe tells, see task_of, or the names of the weights.
         overrides: {config key or word of WORDS: value}.
     Returns: (Recipe, zoo entry or None).
@@ -104,7 +105,7 @@ def open_recipe(model, task=None, overrides=None):
         if is_checkpoint(model):
             name = path = str(model)
             task = task or read_kept(path).task or "pretrain"  # an encoder alone is of pre-training
-        elif isinstance(model, Path) or str(model).endswith((".yaml", ".yml")):
+        elif isinstance(model, Path) or str(model).endswith((".yaml", ".yml")) or named_recipe(model):
             name, path = str(model), find_recipe(model)
         else:
             entry = zoo.find(model)

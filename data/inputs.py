@@ -17,11 +17,12 @@ KINDS = ("a path, a PIL image, the bytes of a file, a uint8 array (H, W, 3) in R
          "normalised float tensor (C, H, W)")
 
 
-def as_list(images):
+def as_list(images, folders=False):
     """One image or several.
 
     Args:
         images: an image, see `picture_of` and `Preparation`; a list or tuple of them; or a 4-d array or tensor.
+        folders: whether paths may be those of folders.
     Returns: (list of images, whether it was a single one).
     Raises: ValueError if there is none; and of paths as `picture_of`, so that a misspelt one is said before hours of work.
     """
@@ -30,7 +31,7 @@ def as_list(images):
     if not found:
         raise ValueError("no images were given: the list is empty.")
     for image in found:
-        if isinstance(image, (str, Path)):
+        if isinstance(image, (str, Path)) and not (folders and Path(image).is_dir()):
             _check_path(image)
     return found, not several
 
@@ -123,8 +124,7 @@ def _check_path(path):
         raise ValueError(f"{path} is an address, and images are not downloaded: pass a path, or the bytes of the file.")
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected an image file. data.folders.image_files(folder) lists the images of "
-                         f"one, and the command line takes folders.")
+        raise ValueError(f"{path} is a folder, expected an image file.")
     if not path.exists():
         raise FileNotFoundError(f"image {shown(path)} does not exist.")
 

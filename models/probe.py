@@ -142,10 +142,18 @@ def probed_layers(probe, num_blocks):
     """PROBE.LAYER as [number from 1, or "last"]; with PROBE.SWEEP all of them."""
     if probe.SWEEP:
         return [*range(1, num_blocks + 1), "last"]
-    if probe.LAYER == "last":
-        return ["last"]
-    layer = int(probe.LAYER)
+    return [numbered_layer(probe.LAYER, num_blocks)]
+
+
+def numbered_layer(layer, num_blocks):
+    """A layer as PROBE.LAYER names it, a number from 1, or from the end -1, or last, as number from 1 or "last".
+
+    Raises: ValueError if there is none of that number.
+    """
+    if layer == "last":
+        return layer
+    layer = int(layer)
     if not 1 <= abs(layer) <= num_blocks:
         raise ValueError(f"PROBE.LAYER={layer} (--layer) does not exist: the encoder has blocks 1 to {num_blocks}, counted "
                          f"from the end -{num_blocks} to -1; `last` is the normalised output.")
-    return [layer if layer > 0 else num_blocks + 1 + layer]
+    return layer if layer > 0 else num_blocks + 1 + layer

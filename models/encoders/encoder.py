@@ -79,6 +79,12 @@ class Encoder(nn.Module):
         """(B, in_chans, H, W) -> (B, num_prefix_tokens + h * w, num_features): the map row by row, a class token before it."""
         return self.forward_map(images).flatten(2).transpose(1, 2)
 
+    def forward_features(self, images):
+        """What timm calls so: tokens (B, num_prefix_tokens + h * w, C) of an encoder with a class token, else (B, h, w, C)."""
+        if self.num_prefix_tokens:
+            return self.forward_tokens(images)
+        return self.forward_map(images).permute(0, 2, 3, 1)
+
     def forward_layers(self, images, layers, feature="mean"):
         """Pooled features of several depths in one pass, for probing.
 

@@ -63,6 +63,10 @@ class Method(nn.Module):
         """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""
         return (self.encoder(images),)
 
+    def forward_features(self, images):
+        """As Encoder.forward_features."""
+        return self.encoder.forward_features(images)
+
     def misfit(self, shapes):
         """Why the decoder of a file is not this one.
 

@@ -80,7 +80,7 @@ def test_average_is_chosen_by_its_key(session):
 
 
 def test_image_is_predicted_from_another_folder(session):
-    assert session["KEYS"] == "pred_label pred_score pred_scores pred_topk"
+    assert session["KEYS"] == "image pred_label pred_score pred_scores pred_topk"
 
 
 def test_module_of_the_program_with_one_of_our_names_is_said(tmp_path):

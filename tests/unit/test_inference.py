@@ -14,7 +14,16 @@ from config import dump, image_size, load_config, with_values
 from data.datasets import ImageDataset
 from data.transforms import eval_transform, heldout_transform
 from evaluation import evaluate
-from inference import extract_feat, get_model, imagenet_classes, inference_model, list_models, reconstruct
+from inference import (
+    extract_feat,
+    get_model,
+    get_transform,
+    imagenet_classes,
+    inference_model,
+    labelled_images,
+    list_models,
+    reconstruct,
+)
 from models import build_model
 from models.probe import build_probe
 from models.weights import zoo
@@ -135,7 +144,80 @@ def test_reconstruction_shows_a_row_for_each_image(pretrained, paths):
     assert reconstruct(pretrained, paths[0], seed=1).tobytes() != sheets[0].tobytes()
 
 
+@torch.no_grad()
+def test_layers_are_those_of_a_probe(pretrained, paths):
+    encoder, images = pretrained.encoder, make_images(pretrained.recipe.config)
+    found = extract_feat(pretrained, images, layer=[1, -1, "last"], batch_size=2)
+    expected = encoder.forward_layers(images, [1, len(encoder.probed_blocks()), "last"])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert torch.equal(extract_feat(pretrained, images, layer="last", batch_size=2)[0], found[2])
+
+
+@torch.no_grad()
+def test_features_of_timm_are_tokens_or_a_map(pretrained):
+    encoder, images = pretrained.encoder, make_images(pretrained.recipe.config)
+    features = pretrained.forward_features(images)
+    if encoder.num_prefix_tokens:
+        assert torch.equal(features, encoder.forward_tokens(images))
+    else:
+        assert torch.equal(features.permute(0, 3, 1, 2), encoder.forward_map(images))
+
+
+@torch.no_grad()
+def test_reconstruction_as_tensors_has_the_loss_of_pretraining(pretrained):
+    images = make_images(pretrained.recipe.config, batch=4)
+    found = reconstruct(pretrained, images, output="tensors", seed=3)
+    assert found["mask"].dtype == torch.bool and found["loss"].shape == (4,)
+    assert found["prediction"].shape == images.shape and torch.equal(found["images"], images)
+    torch.testing.assert_close(found["loss"].mean(), pretrained(images, found["mask"]), atol=1e-5, rtol=1e-3)
+    view = pretrained.reconstruct(images, found["mask"], denormalize=True)
+    torch.testing.assert_close(found["prediction"], view, atol=1e-5, rtol=1e-4)
+
+
 # ---- images -------------------------------------------------------------------------------------------------------
+
+def test_folder_stands_for_its_images(swin, paths):
+    results = inference_model(swin, paths[0].parent)
+    assert [result["image"] for result in results] == [str(path) for path in paths]
+    assert [result["pred_label"] for result in results] == [result["pred_label"] for result in inference_model(swin, paths)]
+    assert torch.equal(extract_feat(swin, [paths[0].parent])[0], extract_feat(swin, paths)[0])
+    assert len(inference_model(swin, [paths[0], paths[0].parent])) == 1 + len(paths)
+
+
+def test_labels_stand_beside_features(swin, tmp_path):
+    for name in ("cat", "ant"):
+        (tmp_path / name).mkdir()
+        photographs(tmp_path / name)
+    paths, labels, classes = labelled_images(tmp_path)
+    assert classes == ["ant", "cat"] and labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [Path(path).parent.name for path in paths] == [classes[label] for label in labels]
+    target = tmp_path.parent / f"{tmp_path.name}.npz"
+    inference.write_whole(target, lambda path: np.savez(path, **inference.labels_of(paths, [str(tmp_path)])))
+    with np.load(target) as written:
+        assert written["labels"].tolist() == labels.tolist() and written["classes"].tolist() == classes
+    assert inference.labels_of(paths[:3], [str(tmp_path / "ant")]) == {} == inference.labels_of(paths, paths)
+
+
+def test_transform_is_that_of_the_evaluation(swin, paths):
+    transform = get_transform(swin)
+    expected = eval_transform(swin.recipe.config)(Image.open(paths[0]).convert("RGB"))
+    assert torch.equal(transform(paths[0]), expected)
+
+
+def test_recipe_is_known_by_its_name_alone():
+    assert open_recipe("mae_pretrain__vit_nano__img64")[0].config == open_recipe(PRETRAIN)[0].config
+    assert load_config("mae_pretrain__vit_nano__img64") == load_config(PRETRAIN)
+
+
+def test_other_output_of_a_layer_is_refused(swin, mae, paths):
+    with pytest.raises(ValueError, match="output=map .*with layer=1 .*use pooled or cls"):
+        extract_feat(swin, paths, output="map", layer=1)
+    with pytest.raises(ValueError, match=r"PROBE.LAYER=9 \(--layer\) does not exist"):
+        extract_feat(mae, paths, layer=9)
+    with pytest.raises(ValueError, match="has no class token"):
+        extract_feat(swin, paths, output="cls")
+
 
 def test_every_kind_of_image_gives_the_same_prediction(swin, paths):
     expected = inference_model(swin, paths[0])["pred_scores"]
@@ -185,10 +267,10 @@ def test_what_is_no_image_is_refused(swin, image, message):
         inference_model(swin, image)
 
 
-def test_missing_file_and_folder_are_refused(swin, tmp_path):
+def test_missing_file_and_empty_folder_are_refused(swin, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.png does not exist"):
         inference_model(swin, tmp_path / "none.png")
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match="holds no images: it is empty"):
         inference_model(swin, tmp_path)
     with pytest.raises(ValueError, match="https://a.org/b.png is an address"):
         inference_model(swin, "https://a.org/b.png")
