@@ -11,6 +11,8 @@ from data.reading import read_image, read_view, without_limit
 from data.samples import Samples
 from utils.seeding import AUGMENT, MASK, SUBSET, rng_for, seeded_globals
 
+HELD_OUT_SEED = 0  # of held-out images and their masks, whatever SEED a run has: so that runs of several can be compared
+
 
 class ImageDataset(Dataset):
     """Image files with labels, addressed by (epoch, index).
@@ -121,7 +123,14 @@ def per_class_subset(samples, number, seed):
     return _pick(samples, seed, lambda count: number)[0]
 
 
-def split_per_class(samples, fraction, seed):
+def spread_subset(samples, number):
+    """At most `number` samples (0 = all), evenly spread over all, in the given order: the same for every seed."""
+    if not 0 < number < len(samples):
+        return samples
+    return [samples[i * len(samples) // number] for i in range(number)]
+
+
+def split_per_class(samples, fraction, seed=HELD_OUT_SEED):
     """Hold out a share of each label: (kept, held out); at least one of each class with two images is held out."""
     held, kept = _pick(samples, seed, lambda count: min(max(round(count * fraction), 1), count - 1))
     return kept, held

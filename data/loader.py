@@ -1,4 +1,5 @@
 """From a config to batches."""
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -6,7 +7,7 @@ from torch.utils.data import Dataset
 
 from config import mask_preparation, with_values
 from data.class_folders import say_pairs
-from data.datasets import ImageDataset, MaskedImageDataset, per_class_subset
+from data.datasets import HELD_OUT_SEED, ImageDataset, MaskedImageDataset, per_class_subset, spread_subset
 from data.features import FeatureLoader
 from data.folders import VAL_FLAG, folders_with_images, listing, unlabelled_samples
 from data.image_loader import ImageLoader, Pictures, epoch_sampler, eval_loader, skipped_images, train_loader
@@ -27,6 +28,8 @@ from data.transforms import (
 )
 from utils.names import listed, same_text
 from utils.registry import pick
+
+log = logging.getLogger("simmim.data")
 
 
 @dataclass
@@ -97,15 +100,15 @@ def build_mixup(config, num_classes):
 def _pretrain_loaders(config, train):
     if train and config.DATA.IMAGES_PER_CLASS:
         raise ValueError(f"DATA.IMAGES_PER_CLASS={config.DATA.IMAGES_PER_CLASS} is for fine-tuning: pre-training reads no "
-                         f"classes. Leave it at 0.")
+                         f"classes. Leave it at 0; DATA.LIMIT pre-trains on a part of the images.")
     train_folder, val_folder = pick(PRETRAIN_FOLDERS, config.DATA.DATASET, "DATA.DATASET")(config, train)
     masks, mode = build_mask_generator(config), mode_of(config)
 
-    def masked(samples, transform, rules, prepare=None):
-        return MaskedImageDataset(samples, transform, masks, mode, config.SEED, config.DATA.MASK_SHARED, rules(config), prepare)
+    def masked(samples, transform, rules, seed, prepare=None):
+        return MaskedImageDataset(samples, transform, masks, mode, seed, config.DATA.MASK_SHARED, rules(config), prepare)
 
     def plain(samples):
-        return masked(samples, heldout_transform(config), rules_of)
+        return masked(samples, heldout_transform(config), rules_of, HELD_OUT_SEED)
 
     held_out = plain(unlabelled_samples(val_folder, VAL_FLAG)) if val_folder else None
     val = eval_loader(config, held_out) if held_out else None
@@ -116,8 +119,10 @@ def _pretrain_loaders(config, train):
     found = unlabelled_samples(train_folder)
     warn_of_held_out((path for path, _ in found), train_folder, labelled=False)
     say_pairs(train_folder, folders_with_images(train_folder))
-    samples = Samples(found)  # once for both
-    trained = masked(samples, pretrain_transform(config), training_rules_of, mask_preparation(config))
+    samples = Samples(spread_subset(found, config.DATA.LIMIT))  # once for both
+    if len(samples) < len(found):
+        log.info("DATA.LIMIT: training on %d of %d images", len(samples), len(found))
+    trained = masked(samples, pretrain_transform(config), training_rules_of, config.SEED, mask_preparation(config))
     loader = train_loader(config, trained, config.DATA.DATA_PATH or train_folder, config.DATA.MASK_GROUPS)
     return Loaders(loader, val, pictures=Pictures(held_out or plain(samples)))
 

@@ -81,7 +81,7 @@ def _folder_samples(config, train):
     if not config.DATA.VAL_FRACTION:
         raise ValueError(f"{root} has no val/ and DATA.VAL_FRACTION is 0: there is nothing to validate on. "
                          f"Give DATA.VAL_PATH, or a DATA.VAL_FRACTION such as 0.1.")
-    kept, held_out = split_per_class(samples, config.DATA.VAL_FRACTION, config.SEED)
+    kept, held_out = split_per_class(samples, config.DATA.VAL_FRACTION)
     if not held_out:
         raise ValueError(f"{root} has one image in each class: none can be held out. Give DATA.VAL_PATH.")
     return kept, held_out, classes

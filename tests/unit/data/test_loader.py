@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import load_config, mask_preparation
+from config import load_config, mask_preparation, with_values
 from data import build_loader
 from data.loader import build_mixup, build_probe_loaders
 from data.masks import build_mask_generator, draw_masks
@@ -94,11 +94,45 @@ def test_pretraining_holds_out_the_folder_it_is_given(tmp_path):
     assert all("/val/" in path for path, _ in loaders.pictures.samples)
 
 
-def test_held_out_images_are_always_the_same_with_the_same_masks(tmp_path):
+@pytest.mark.parametrize("pictures", [False, True])
+def test_held_out_images_are_always_the_same_with_the_same_masks_whatever_the_seed(pictures, tmp_path):
+    """So that runs of several seeds can be compared."""
     tree(tmp_path, train=2, val=2)
     config = config_for(tmp_path / "train", VAL_PATH=str(tmp_path / "val"))
-    first, second = (next(iter(build_loader(config, is_pretrain=True).val)) for _ in range(2))
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    built = [build_loader(with_values(config, SEED=seed), is_pretrain=True) for seed in (0, 0, 5)]
+    first, *others = [loaders.pictures[1] if pictures else next(iter(loaders.val)) for loaders in built]
+    for other in others:
+        assert torch.equal(first[0], other[0]) and torch.equal(first[1], other[1])
+
+
+def test_training_masks_follow_the_seed(tmp_path):
+    tree(tmp_path, train=2)
+    first, other = (build_loader(with_values(config_for(tmp_path), SEED=seed), is_pretrain=True).train.dataset[0][1]
+                    for seed in (0, 5))
+    assert not torch.equal(first, other)
+
+
+def test_what_is_held_out_of_a_folder_of_classes_does_not_depend_on_the_seed(tmp_path):
+    tree(tmp_path, axe=10, mug=10)
+    config = config_for(tmp_path, DATASET="folder", VAL_FRACTION=0.3)
+    first, other = (list(build_loader(with_values(config, SEED=seed), is_pretrain=False).val.dataset.samples)
+                    for seed in (0, 5))
+    assert len(first) == 6 and first == other
+
+
+def test_limit_pretrains_on_so_many_images_spread_over_all_and_the_same_for_every_seed(tmp_path):
+    tree(tmp_path, axe=4, mug=4)
+    config = config_for(tmp_path, LIMIT=4)
+    found = [[path for path, _ in build_loader(with_values(config, SEED=seed), is_pretrain=True).train.dataset.samples]
+             for seed in (0, 5)]
+    assert [sum(f"/{name}/" in path for path in found[0]) for name in ("axe", "mug")] == [2, 2] and found[0] == found[1]
+    assert len(build_loader(config_for(tmp_path, LIMIT=100), is_pretrain=True).train.dataset) == 8
+
+
+def test_images_per_class_in_pretraining_names_the_key_that_limits_images(tmp_path):
+    tree(tmp_path, axe=4)
+    with pytest.raises(ValueError, match=r"IMAGES_PER_CLASS=2 is for fine-tuning: .*DATA\.LIMIT"):
+        build_loader(config_for(tmp_path, IMAGES_PER_CLASS=2), is_pretrain=True)
 
 
 def test_imagenet_reads_train_and_val(tmp_path):
