@@ -27,6 +27,8 @@ def compile_units(model, backend="inductor"):
         _check_compiler()
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # before torch 2.7
     setattr(torch._dynamo.config, limit, max(GRAPHS, getattr(torch._dynamo.config, limit)))
+    # torch 2.6 makes rates of drop path open once they differ, and takes what it knows of sizes for what it knows of rates
+    torch._dynamo.config.specialize_float = True
     options = {"options": {"fallback_random": True}} if backend == "inductor" else {}
     compiled = {}
     for unit in model.units():
