@@ -40,12 +40,13 @@ import torch
 from config import image_size, load_config, pixel_statistics
 from models import build_model
 from models.encoders.encoder import REBUILT_BUFFERS
-from models.weights.layouts import KINDS, LAYOUTS, read_layout, write_layout
+from models.weights.layouts import KINDS, LAYOUTS, kind_of, read_layout, write_layout
 from models.weights.transformers_files import image_description, model_description
+from models.weights.usage import image_facts, loading_lines, transform_lines
 from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_in
 from utils.classes import kept_classes
 from utils.finite import check_finite
-from utils.kept import read_kept
+from utils.kept import is_checkpoint, read_kept
 
 WRAPPED = {"ours": "model", "official": "model", "detectron2": "model",  # where the weights of a .pth file stand
            "mmpretrain": "state_dict", "mmdetection": "state_dict", "mmsegmentation": "state_dict"}
@@ -118,18 +119,28 @@ def convert(source, target, to, from_layout=None, force=False, key="", cfg=None,
     check_finite({name: value for name, value in ours.items() if not name.endswith(REBUILT_BUFFERS)}, source)
     theirs, dropped, model = write_layout(ours, to)
     named = {"classes": classes} if classes and (to in WRAPPED or target.suffix == ".safetensors") else {}
+    if to == "ours" and isinstance(content.get("config"), str):
+        named["config"] = content["config"]
+    kept = to != "transformers" and is_checkpoint(source) and read_kept(source).settings and load_config(source)
+    if kept and target.suffix == ".safetensors":
+        named["image"] = json.dumps(facts_of(kept))
     beside = ([describe_for_transformers(source, ours, target, cfg, opts, classes)] if to == "transformers" else [])
     save_checkpoint(target, {WRAPPED[to]: theirs, **named} if to in WRAPPED else {**theirs, **named})
     lines = [f"{source}: {kind.name}, {len(weights)} tensors",
              f"{target}: {len(theirs)} tensors for {model.model}, {target.stat().st_size / 2 ** 20:.1f} MiB",
              *beside]
-    if classes and not named:
+    if classes and "classes" not in named:
         lines.append(f"left out, because {target.suffix} files of {to} hold weights alone: names of {len(classes)} classes")
     for names, reason in ((dropped, "there is nothing like it there"), (unknown, "it is not known what it is")):
         if names:
             more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
             lines.append(f"left out, because {reason}: {', '.join(names[:8])}{more}")
-    return lines
+    loading = loading_lines(to, kind_of(ours), ours, kept, image_size(kept), target) if kept else []
+    return lines + (["to load it there:", *loading, *transform_lines(facts_of(kept))] if loading else [])
+
+
+def facts_of(config):
+    return image_facts(config, image_size(config), *pixel_statistics(config))
 
 
 def main(args):

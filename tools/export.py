@@ -7,7 +7,8 @@
 The program takes `images`, (B, channels, height, width) float32, normalised as in training, of the recipe's DATA.IMG_SIZE. It
 gives `logits` (B, classes) or, with --features, the encoder's feature map, (B, channels, height/stride, width/stride). B is 1,
 or anything with --dynamic-batch. The written file is run on random images; it is kept only if it gives what the model gives.
-A classifier also holds the names of its classes, where the checkpoint keeps them: a JSON list, in the order of the logits.
+It holds as JSON how images are prepared, `image`, and of a classifier the names of its classes in the order of the logits,
+`classes`, where the checkpoint keeps them. The lines that use it are printed.
 
   onnx   needs pip install onnx onnxscript onnxruntime; run it with onnxruntime.InferenceSession(path);
          the names are get_modelmeta().custom_metadata_map["classes"]
@@ -16,7 +17,6 @@ A classifier also holds the names of its classes, where the checkpoint keeps the
 import argparse
 import importlib.util
 import io
-import json
 import os
 import sys
 import tempfile
@@ -51,10 +51,11 @@ if __name__ == "__main__":
 
 import torch
 
-from config import encoder_config, image_size, load_config, with_values
+from config import encoder_config, image_size, load_config, pixel_statistics, with_values
 from models.build import build_encoder, build_model, materialize
 from models.weights.heads import read_head
 from models.weights.pretrained import load_pretrained
+from models.weights.usage import image_facts, metadata, transform_lines
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_FILE = 2 ** 31 - 2 ** 24  # bytes of weights: an ONNX file ends at 2 GiB, what is larger has them in a second one
@@ -67,13 +68,13 @@ def main(args):
     key = ["PRETRAINED_KEY", args.PRETRAINED_KEY] if args.PRETRAINED_KEY else []
     config = load_config(args.cfg or args.weights, [*args.opts, *key])
     model, classes = load_model(config, args.weights, args.features)
-    model, metadata = model.eval(), {"classes": json.dumps(classes, ensure_ascii=False)} if classes else {}
+    model, facts = model.eval(), image_facts(config, image_size(config), *pixel_statistics(config))
     batch = 2 if args.dynamic_batch else 1  # torch.export takes a batch of one as a fact
     images = random_images(config, batch)
     with tempfile.TemporaryDirectory(dir=args.target.parent, prefix=".export_") as folder, torch.no_grad():
         path = Path(folder) / args.target.name
         write = {"onnx": write_onnx, "torch": write_torch}[args.to]
-        write(model, images, path, args, metadata)
+        write(model, images, path, args, metadata(facts, classes))
         difference = largest_difference(model, random_images(config, 3 if args.dynamic_batch else 1), path)
         if not difference <= args.tolerance:  # NaN is a failure, too
             raise ValueError(f"the exported program differs from the model by {difference:.1e} of its largest output, more "
@@ -84,6 +85,25 @@ def main(args):
             os.replace(part, args.target.parent / part.name)
     print(f"{args.target}: {size / 2 ** 20:.1f} MiB{' in two files' if len(parts) > 1 else ''}; differs from the model by "
           f"{difference:.1e} of its largest output" + ("" if args.features else f"; {named(classes)}"))
+    print("\n".join(["to use it:", *transform_lines(facts), *USES[args.to](str(args.target), bool(classes))]))
+
+
+def onnx_lines(path, has_classes):
+    return [f"import onnxruntime; session = onnxruntime.InferenceSession({path!r})",
+            "(output,) = session.run(None, {'images': transform(picture).unsqueeze(0).numpy()})  # of a PIL image",
+            *(["import json",
+               "names = json.loads(session.get_modelmeta().custom_metadata_map['classes'])"] if has_classes else [])]
+
+
+def torch_lines(path, has_classes):
+    kept = dict.fromkeys(["image", "classes"] if has_classes else ["image"], "")
+    return [f"import torch; kept = {kept}",
+            f"program = torch.export.load({path!r}, extra_files=kept).module()",
+            "output = program(transform(picture).unsqueeze(0))  # of a PIL image",
+            *(["import json; names = json.loads(kept['classes'])"] if has_classes else [])]
+
+
+USES = {"onnx": onnx_lines, "torch": torch_lines}  # what to type for a written file
 
 
 def named(classes):
