@@ -180,7 +180,8 @@ DATA = {
     "SKIP_LIST": Setting("", "+ list of unreadable training images, as tools/check_data.py writes: passed over unopened",
                          kind=PATH),
     "LIST_CACHE": Setting("auto", "+ folder of lists of large data, checked by the times of its folders: "
-                          "auto (the user's cache) | none | a path", kind=PATH),
+                          "auto (the user's cache) | none | a path", kind=PATH,
+                          rule=lambda place: None if place.strip() else "is empty: none keeps no list"),
     "MASK_TYPE": Setting("random", "+ random (SimMIM, MAE) | blockwise (LSMAE: units may be cut)", jobs=PRETRAIN, learnt=TASK),
     "MASK_PATCH_SIZE": Setting(32, "side of the square unit that is hidden or visible as a whole", "pixels", low=1,
                                jobs=PRETRAIN, learnt=TASK),

@@ -20,9 +20,9 @@ RECENT_S = 2.0  # a folder that changed so shortly before may change again at th
 
 def cache_folder(setting):
     """Where lists are kept by DATA.LIST_CACHE; None = nowhere."""
-    if setting == NONE:
+    if setting.lower() == NONE:  # None of Python is meant so, too
         return None
-    if setting != AUTO:
+    if setting.lower() != AUTO:
         return Path(expanded(setting))
     return Path(os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")) / "simmim" / "lists"
 

@@ -76,7 +76,7 @@ from utils.costs import (
 from utils.registry import pick
 from utils.seeding import rng_for
 
-MOMENTS = {"adamw": 2, "sgd": 1, "fused_adam": 2, "fused_lamb": 2}  # fp32 values of the optimizer for each parameter
+MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1, "fused_adam": 2, "fused_lamb": 2}  # fp32 values of the optimizer for each parameter
 MIXED = torch.bfloat16  # where a GPU has float16 only, sizes are the same
 FP32 = 4                # bytes
 RESERVE = 1.15

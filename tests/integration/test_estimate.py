@@ -38,7 +38,7 @@ def losses(encoder, overrides, model):
 
 # ---- sums ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize("encoder", TINY)
 def test_state_of_training_is_that_of_a_real_step(encoder, optimizer):
     overrides = SQUARE | {"TRAIN.OPTIMIZER.NAME": optimizer}

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from config import load_config
 from data import listings
 from data.folders import image_files, listing
 
@@ -81,4 +82,7 @@ def test_where_no_list_can_be_kept_the_files_are_found_all_the_same(root, tmp_pa
     assert len(names(root, tmp_path / "file")) == 3 and "is not kept" in caplog.text
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert listings.cache_folder("auto") == tmp_path / "simmim" / "lists" and listings.cache_folder("none") is None
+    assert listings.cache_folder("None") is None and listings.cache_folder("AUTO") == tmp_path / "simmim" / "lists"
     assert listings.cache_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(ValueError, match=r"DATA\.LIST_CACHE='?'? is empty: none keeps no list"):
+        load_config(opts=["DATA.LIST_CACHE", ""])
