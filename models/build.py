@@ -59,13 +59,40 @@ def build_sharded(config, is_pretrain, device, dtype):
     return materialize(model, finished)
 
 
+def _file_of(module):
+    """The file of its class, as it is imported: models/methods/mae.py."""
+    return type(module).__module__.replace(".", "/") + ".py"
+
+
+def _without_value(module):
+    """Names of its own parameters that are NaN still; tensors that have no values are of other types."""
+    return [own for own, parameter in module.named_parameters(recurse=False)
+            if type(parameter) is nn.Parameter and parameter.isnan().any()]
+
+
+def _begin_by_default(module, names):
+    """Where `init_module` left these parameters of a layer out, they begin as the layer says, as torch's own do."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if reset is None:
+        return
+    given = {own: parameter.detach().clone() for own, parameter in module.named_parameters(recurse=False) if own not in names}
+    reset()
+    with torch.no_grad():
+        for own, value in given.items():
+            getattr(module, own).copy_(value)
+
+
 def _check_values(model, name, module):
-    """Raises: ValueError that names a parameter without initial value, or a buffer without memory."""
-    kind, owner = type(module).__name__, type(model).__name__
-    for own, parameter in module.named_parameters(recurse=False):
-        if type(parameter) is nn.Parameter and parameter.isnan().any():  # tensors without values are of other types
-            raise ValueError(f"{f'{name}.{own}'.lstrip('.')} of a {kind} has no initial value: fill it in {owner}.init_module "
-                             f"(init_layer knows Linear, LayerNorm and Conv2d).")
+    """Complete a module by the defaults of its layer.
+
+    Raises: ValueError that names a parameter without initial value, or a buffer without memory.
+    """
+    kind, owner, forgotten = type(module).__name__, type(model).__name__, _without_value(module)
+    if forgotten:
+        _begin_by_default(module, forgotten)
+        for own in _without_value(module):
+            raise ValueError(f"{f'{name}.{own}'.lstrip('.')} of a {kind} ({_file_of(module)}) has no initial value: fill it in "
+                             f"{owner}.init_module ({_file_of(model)}); layers with reset_parameters begin by that.")
     for own, buffer in module.named_buffers(recurse=False):
         if buffer.is_meta:
             raise ValueError(f"the buffer {f'{name}.{own}'.lstrip('.')} of a {kind} in {owner} has no values: make it with "

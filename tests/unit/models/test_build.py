@@ -72,12 +72,45 @@ def test_units_hold_most_parameters_and_are_modules_of_the_model(encoder):
     assert held > 0.7 * sum(parameter.numel() for parameter in model.encoder.parameters())
 
 
-def test_parameter_that_is_not_initialised_is_named():
+@pytest.mark.parametrize("method, part, kind, owner", [
+    ("simmim", "encoder", r"VisionTransformer \(models/encoders/vit\.py\)",
+     r"SimMIM\.init_module \(models/methods/simmim\.py\)"),
+    ("mae", "decoder", r"\w+ \([\w/]+\.py\)", r"MAE\.init_module \(models/methods/mae\.py\)")])
+def test_parameter_that_is_not_initialised_is_named_with_its_file(method, part, kind, owner):
+    with torch.device("meta"):
+        changes = {"MODEL.METHOD": method, "MODEL.VIT.USE_SHARED_RPB": False}
+        model = build_model(load_config(opts=opts_of(TINY["vit"] | changes)))
+        getattr(model, part).forgotten = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=rf"{part}\.forgotten of a {kind} has no initial value: fill it in {owner}"):
+        materialize(model)
+
+
+@pytest.mark.parametrize("layer", [lambda: torch.nn.GroupNorm(2, 4), lambda: torch.nn.Embedding(3, 4),
+                                   lambda: torch.nn.ConvTranspose2d(3, 4, 2), lambda: torch.nn.MultiheadAttention(4, 2)])
+def test_layer_of_torch_begins_at_its_own_default_where_it_is_left_out(layer):
     with torch.device("meta"):
         model = build_model(tiny_config("vit"))
-        model.encoder.forgotten = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"encoder\.forgotten of a VisionTransformer has no initial.*SimMIM\.init_module"):
-        materialize(model)
+        model.encoder.added = layer()
+    torch.manual_seed(3)
+    expected = {name: value.std() for name, value in layer().state_dict().items()}
+    for name, value in materialize(model).encoder.added.state_dict().items():
+        assert torch.isfinite(value).all() and (value.std() > 0) == (expected[name] > 0)
+
+
+def test_value_that_was_given_stays_where_the_rest_of_a_layer_begins_at_its_default():
+    with torch.device("meta"):
+        model = build_model(tiny_config("vit"))
+        model.encoder.added = torch.nn.ConvTranspose2d(3, 4, 2)
+    given = model.init_module
+
+    def init_module(name, module):
+        given(name, module)
+        if name == "encoder.added":
+            torch.nn.init.constant_(module.bias, 7.0)
+
+    model.init_module = init_module
+    added = materialize(model).encoder.added
+    assert torch.equal(added.bias, torch.full((4,), 7.0)) and torch.isfinite(added.weight).all() and added.weight.std() > 0
 
 
 def test_buffer_without_values_is_named():
