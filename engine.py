@@ -35,6 +35,7 @@ from utils.devices import packed, to_device
 from utils.heartbeat import Heartbeat
 from utils.lock import FolderLock
 from utils.meters import Meter, peak_memory_mb
+from utils.origin import origin
 from utils.precision import build_precision, computes_in_bfloat16
 from utils.seeding import STEP, seed_globals
 from utils.sharding import is_sharded, whole
@@ -174,6 +175,9 @@ def start(config):
                          f"of --resume with --eval, and neither is given: leave it out, or pass a checkpoint.")
     device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
     create_logger(distributed.rank())
+    if distributed.rank() == 0:
+        for name, text in origin(device).items():
+            log.debug("%s: %s", name, text)
     precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
     seed_globals(config.SEED)  # the same start on every rank
     return device, precision
@@ -328,7 +332,8 @@ def announce(job, scaled, num_train, num_val):
              total / 1e6, trained / 1e6, job.device, job.updater.precision)
     if job.device.type == "cpu" and not config.AMP_OPT_LEVEL and computes_in_bfloat16():
         log.info("this CPU computes in bfloat16, in which large models train faster: --amp-opt-level O1")
-    log.info("%d training images in %d iterations an epoch, %s validation images", num_train, len(job.loader), num_val or "no")
+    log.info("%d training images in %d iterations an epoch, %s validation images%s", num_train, len(job.loader),
+             num_val or "no", f", {len(job.classes)} classes" if job.classes else "")
     total = images_per_step(config, distributed.world_size())
     if is_sharded(job.model):
         log.info("every process holds a part of the model (TRAIN.PARALLEL fsdp)")
@@ -521,7 +526,7 @@ def _report(job, epoch, i, rate, meters, clock, progress, watch):
     memory = peak_memory_mb(job.device)
     left = each * (num_batches - i - 1)
     progress.set_postfix_str(f"loss {loss:.4f} lr {rate:.2e}")
-    line = (f"Train: [{epoch}/{config.TRAIN.EPOCHS}][{i}/{num_batches}]\teta {_duration(left)} lr {rate:.6f}\t"
+    line = (f"Train: [{epoch}/{config.TRAIN.EPOCHS}][{i}/{num_batches}]\teta {_duration(left)} lr {rate:.1e}\t"
             f"time {each:.4f} data {waiting:.4f}\tloss {loss:.4f} ({average:.4f})\tgrad_norm {norm:.4f}\t"
             f"{images:.0f} images/s\tmem {memory:.0f}MB" + (f"\tskipped {skipped}" if skipped else ""))
     log.log(logging.DEBUG if progress.disable is False else logging.INFO, line)

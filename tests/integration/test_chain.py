@@ -144,6 +144,18 @@ def test_encoder_file_holds_the_encoder_of_the_last_epoch(pretraining, tmp_path)
     assert all(torch.equal(value, whole[f"encoder.{name}"]) for name, value in encoder.items())
 
 
+def test_log_file_begins_with_what_the_run_was_made_with(pretraining):
+    lines = log_of(pretraining.folder).splitlines()
+    for line, name in zip(lines, ("command: ", "commit: ", "versions: Python ", "machine: "), strict=False):
+        assert name in line
+    assert "--cfg" in lines[0] and "commit: " not in pretraining.result.out  # the console has none of it
+
+
+def test_rates_are_logged_with_their_exponent(pretraining):
+    rates = re.findall(r" lr (\S+)", log_of(pretraining.folder))
+    assert rates and all(re.fullmatch(r"\d\.\de[+-]\d\d", rate) for rate in rates)
+
+
 # ---- the same command again, and a longer run ---------------------------------------------------------------------
 
 def test_finished_run_says_that_nothing_is_left_when_started_again(repeated):

@@ -1,0 +1,36 @@
+"""What the head of a log says of a run."""
+import subprocess
+import sys
+
+import torch
+
+from utils.origin import commit, origin
+
+
+def test_origin_names_command_commit_versions_and_machine(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main_simmim.py", "--data-path", "my images"])
+    found = origin(torch.device("cpu"))
+    assert list(found) == ["command", "commit", "versions", "machine"]
+    assert found["command"].endswith("main_simmim.py --data-path 'my images'")
+    assert f"torch {torch.__version__}" in found["versions"] and "timm" in found["versions"] and "driver" in found["versions"]
+    assert "cores, cpu" in found["machine"]
+
+
+def test_commit_says_whether_files_have_changed_since(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
+                       capture_output=True)
+
+    assert commit(tmp_path) == "unknown"
+    git("init")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert commit(tmp_path).endswith(", clean") and len(commit(tmp_path)) == 40 + len(", clean")
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path).endswith(", 1 files changed since")
+
+
+def test_commit_is_unknown_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == "unknown"
