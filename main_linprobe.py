@@ -109,8 +109,9 @@ class Probe:
             loader = feature_loader(self.config, self.loaders.val, shuffled=False)
             loader.open([array])
             found = evaluate(head, loader, self.device, self.precision)
-            log.info("accuracy on %d images: top-1 %.3f%%, top-5 %.3f%%, loss %.4f (layer %s, %s)", found["images"],
-                     found["top1"], found["top5"], found["loss"], layer, self.model.feature)
+            log.log(logging.DEBUG if len(val) > 1 else logging.INFO,  # of a sweep people read the table
+                    "accuracy on %d images: top-1 %.3f%%, top-5 %.3f%%, loss %.4f (layer %s, %s)", found["images"],
+                    found["top1"], found["top5"], found["loss"], layer, self.model.feature)
             numbers.append({"layer": str(layer), "feature": self.model.feature, **found})
         return numbers
 
@@ -118,7 +119,10 @@ class Probe:
         path = self.config.MODEL.RESUME
         check_fixed(self.config, content, path, FIXED)
         load_weights(self.model, content, path, key=self.config.PRETRAINED_KEY)
-        record_evaluation(self.config, *self.accuracies(self.features("val")))
+        records = self.accuracies(self.features("val"))
+        if len(records) > 1:
+            report(records)
+        record_evaluation(self.config, *records)
 
     def nearest_neighbours(self):
         """Accuracy of the votes of neighbours, for each layer and number of them; each image counted once."""
@@ -163,6 +167,8 @@ class Probe:
             numbers = self.accuracies(val)
             best = max(numbers, key=lambda found: found["top1"])
             each = {f"top1_layer_{found['layer']}": found["top1"] for found in numbers} if len(numbers) > 1 else {}
+            if each:
+                log.info("epoch %d: top-1 %.3f%% of layer %s, the best of %d", epoch, best["top1"], best["layer"], len(numbers))
             return {name: best[name] for name in ("top1", "top5", "loss", "images", "unreadable") if name in best} | each
 
         job = Job(config=config, task="probe", device=device, model=model, loader=loader, fixed=FIXED,

@@ -104,6 +104,7 @@ def test_sweep_has_a_head_and_a_record_for_each_layer(probed, probe, tmp_path, e
     folder, text = probe(tmp_path, "--pretrained", encoder, "--sweep")
     assert [record["layer"] for record in records(folder, "probe")] == ["1", "2", "last"]
     assert text.count("extracting") == 2  # all layers in one pass of each set of images
+    assert accuracies(text) == [] and text.count("% of layer ") == 3 and text.count("\nlayer ") == 3  # a line an epoch
     together, alone = checkpoint(folder, 2)["model"], checkpoint(probed[0], 2)["model"]
     assert together["head.last.0.running_mean"].equal(alone["head.0.running_mean"])
     assert len(numbers(folder, "val", "top1_layer_1", "top1_layer_2", "top1_layer_last")) == 3
