@@ -40,6 +40,7 @@ from utils.settings import IMAGES, PATH, START, shown
 
 log = logging.getLogger("simmim.resume")
 
+MODELS = ("MODEL.METHOD", "MODEL.TYPE")  # settings that tell kinds of models apart
 # settings that say how a run starts, and so mean nothing for one that goes on
 NOT_RESUMED = {"BASE", "MODEL.RESUME", "OUTPUT", "TAG", "LOCAL_RANK", "EVAL_MODE", "THROUGHPUT_MODE",
                "TRAIN.START_EPOCH", "TRAIN.AUTO_RESUME", "TRAIN.ALLOW_CHANGES"}
@@ -269,7 +270,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         raise ValueError(f"{path} can't be resumed: it has no {', '.join(absent)} (it has {', '.join(list(content)[:8])}). "
                          f"Start from its weights with --pretrained instead of --resume.")
     changed = _changed(job, content)
-    _check_learnt(job, content, changed, path)
+    _check_learnt(job, content, {key: both for key, both in changed.items() if key in MODELS}, path)  # says it best
     check_fixed(job.config, content, path, (*job.fixed, *without_shape(job)))
     check_same(kept_classes(content), job.classes, path)
     if "folder" in content:
@@ -281,6 +282,7 @@ def restore(job, content, path, advice=USE_PRETRAINED):
         load_weights(job.model, content, path, advice)
         _restore_average(job, content, path)
         _load_optimizer(job.updater.optimizer, content["optimizer"], path)
+    _check_learnt(job, content, changed, path)  # after what no setting could allow
     job.updater.precision.load_state_dict(content.get("scaler"))
     job.place = _place_in(job, content)
     job.updater.skipped, job.updater.skipped_in_row = content.get("skipped", 0), content.get("skipped_in_row", 0)
