@@ -26,7 +26,8 @@ from models import build_model
 from models.build import build_sharded
 from models.compiling import compile_units
 from models.freezing import freeze, train_mode
-from resume import Place, is_finished, resume, save_best, say_finished
+from resume import is_finished, resume, say_finished
+from saving import Place, save_best
 from utils import distributed, stopping
 from utils.average import Average
 from utils.background import Writer
@@ -121,7 +122,7 @@ class Job:
         draw: epoch -> None, on all ranks: pictures of what the model makes, before it is validated; or None.
         folder: run folder.
         metrics: MetricWriter, made by open_run.
-        place: resume.Place, where the run is.
+        place: saving.Place, where the run is.
         files: how long its metrics were at the checkpoint it goes on from; None where that is not known.
         was_finished: whether there was nothing left to do when it started.
         group: index of the parameter group whose learning rate is logged (official: first in pre-training, last in

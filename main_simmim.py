@@ -21,7 +21,7 @@ from evaluation import heldout_loss, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from optimizer import build_optimizer
-from resume import save_encoder
+from saving import save_encoder
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.pictures import picture_grid

@@ -3,7 +3,8 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, check_heads, find_recipe, flatten, load_config, named_recipe, settings, with_values
+from config import Config, check_heads, find_recipe, flatten, load_config, named_recipe, with_values
+from defaults import settings
 from models.build import build_model
 from models.probe import LinearProbe, build_probe
 from models.weights import zoo

@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from resume import newest_sound, nonfinite_parts, save
+from resume import newest_sound, nonfinite_parts
+from saving import save
 from utils import distributed, stopping
 from utils.checkpoint import checkpoints, remove
 from utils.devices import Readback
@@ -96,7 +97,7 @@ class Watch:
     # ---- saving and stopping ----------------------------------------------------------------------------------------
 
     def save(self, scheduled=True):
-        """Save where the run is, see resume.save, unless its numbers have gone wrong. Returns the path, or None.
+        """Save where the run is, see saving.save, unless its numbers have gone wrong. Returns the path, or None.
 
         Raises: ValueError if weights or moments are not finite.
         """

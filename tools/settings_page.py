@@ -1,11 +1,11 @@
 """The page docs/settings.md: every setting as it is declared; written by tools/pages.py."""
-from config import TITLES, settings
+from defaults import TITLES, settings
 from models.encoders import ENCODERS
 from models.methods import METHODS
 from utils.tables import markdown
 
 INTRODUCTION = """# Settings
-<!-- Made by tools/pages.py from the declarations in config.py, models/encoders and models/methods: change those. -->
+<!-- Made by tools/pages.py from the declarations in defaults.py, models/encoders and models/methods: change those. -->
 
 Every key of a recipe and of `--opts KEY VALUE`, {number} of them. The same table in a terminal: `python config.py`, or
 `python config.py mask` for the keys with that word. `+` marks keys that microsoft/SimMIM does not have; defaults of the

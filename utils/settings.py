@@ -1,6 +1,6 @@
 """Declarations of settings: default, meaning and valid values of each, and how a typed word becomes one of them.
 
-A declaration stands once, where the setting belongs: in config.py, or with the encoder or method that reads it. Loading,
+A declaration stands once, where the setting belongs: in defaults.py, or with the encoder or method that reads it. Loading,
 checking, suggestions, the table of `python config.py`, docs/settings.md and the config.yaml of a run are made from it.
 """
 import ast

@@ -13,8 +13,8 @@ from config import (
     load_config,
     matching,
     save_config,
-    settings,
 )
+from defaults import settings
 from models.encoders import ENCODERS
 from models.methods import METHODS
 from utils.settings import JOBS

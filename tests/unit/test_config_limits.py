@@ -1,7 +1,8 @@
 """Absurd and hostile values: one line that names what is wrong, before anything is computed from it."""
 import pytest
 
-from config import flatten, load_config, settings
+from config import flatten, load_config
+from defaults import settings
 from utils.settings import FLAG, LARGEST, PATH, TEXT, TEXTS
 
 DIGITS = "9" * 400

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from config import load_config, settings
+from config import load_config
+from defaults import settings
 from tools import pages, recipes_page, settings_page
 from utils.settings import Setting
 

@@ -23,18 +23,21 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "models/inputs": {"models/encoders", "models/methods", "utils"},
     "models/weights": {"models/encoders", "models/position", "models/weights", "utils"},
     "models": {"models", "utils"},
-    "config": {"models/encoders", "models/inputs", "models/methods", "utils"},  # their settings; no model imports it
-    "recipes": {"config", "models", "utils"},
+    "defaults": {"models/encoders", "models/methods", "utils"},  # their settings; no model imports it
+    "config": {"defaults", "models/encoders", "models/inputs", "models/methods", "utils"},
+    "recipes": {"config", "defaults", "models", "utils"},
     "checks": {"data", "models"},
     "data": {"config", "data", "utils"},
     "optimizer": {"config", "utils"},
     "lr_scheduler": {"config", "utils"},
-    "resume": {"config", "utils"},
+    "saving": {"config", "utils"},
+    "resume": {"config", "defaults", "saving", "utils"},
     "evaluation": {"config", "logger", "utils"},
     "inference": {"config", "data", "models", "recipes", "utils"},
     "hubconf": {"inference", "models"},
-    "watch": {"resume", "utils"},
-    "engine": {"checks", "config", "logger", "lr_scheduler", "models", "optimizer", "resume", "utils", "watch"},
+    "watch": {"resume", "saving", "utils"},
+    "engine": {"checks", "config", "logger", "lr_scheduler", "models", "optimizer", "resume", "saving",
+               "utils", "watch"},
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine import fit, train_epoch
-from resume import save
+from saving import save
 from utils import stopping
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from watch import Watch
@@ -191,7 +191,7 @@ def test_copy_that_is_written_behind_is_of_the_step_it_is_of(tmp_path):
 def test_error_of_writing_behind_ends_the_run(tmp_path, monkeypatch):
     def fail(path, content):
         raise OSError("disk full")
-    monkeypatch.setattr("resume.save_checkpoint", fail)
+    monkeypatch.setattr("saving.save_checkpoint", fail)
     with pytest.raises(OSError, match="disk full"):
         fitted(tmp_path, SAVE_ASYNC=True)
 

@@ -12,7 +12,7 @@ from data.bad_images import BadImages
 from engine import Job
 from logger import MetricWriter
 from lr_scheduler import build_scheduler
-from resume import save
+from saving import save
 from tools.benchmarks.report import report
 from tools.benchmarks.step import Candidate
 from utils import distributed
