@@ -1,8 +1,11 @@
 """What a model is worth, measured by all processes together: accuracy, held-out loss, throughput."""
+import itertools
 import logging
 import math
 import os
+import re
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -10,9 +13,15 @@ from torch.nn import functional as F
 from config import encoder_config, image_size, run_folder
 from logger import json_line, log_to_file
 from utils import distributed, stopping
+from utils.confusion import Confusion
+from utils.confusion_picture import confusion_picture
 from utils.devices import packed, to_device, wait_for
+from utils.files import naming, replacing, write_text
 
 log = logging.getLogger("simmim.evaluation")
+
+FOLDER = "eval"  # in the run folder: what evaluations found of each class
+LARGEST_MATRIX = 2000  # classes; of more the matrix is neither written nor drawn
 
 
 def note_whole_model(config):
@@ -70,31 +79,86 @@ def images_of(loader, count, left_out):
 
 
 @torch.no_grad()
-def evaluate(model, loader, device, precision):
+def evaluate(model, loader, device, precision, confusion=None):
     """Accuracy of a classification model, each image counted once over all processes.
 
     Args:
         model: plain module, images -> logits.
         loader: batches of (images, labels).
-    Returns: {top1, top5 (percent; top5 of all classes where there are fewer), loss, images}, and see images_of.
+        confusion: utils.confusion.Confusion that counts what images were taken for.
+    Returns: {top1, top5 (of more than five classes only), balanced_accuracy (mean over classes), confidence (mean probability
+        of what is predicted), all in percent, loss, images}, and see images_of.
     """
     model.eval()
-    sums = torch.zeros(5, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    confusion = Confusion() if confusion is None else confusion
+    sums = torch.zeros(6, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     for batch, counts, left_out in in_step(loader, device):
         images, labels = to_device(batch, device)
         with precision.autocast():
             logits = model(images)
-        sums[4] += left_out
+        sums[5] += left_out
+        num_classes = logits.shape[1]
         if not counts:
             continue
         logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels.unsqueeze(1))
+        best = logits.topk(min(5, num_classes), dim=1).indices
+        confusion.add(labels, best[:, 0])
+        hits = best.eq(labels.unsqueeze(1))
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums[:4] += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, torch.tensor(len(labels), device=device)]).to(
-            sums)
-    top1, top5, loss, count, left_out = distributed.sum_over_processes(sums).tolist()
+        confidence = logits.softmax(dim=1).amax(dim=1).sum()
+        sums[:5] += torch.stack([hits[:, 0].sum(), hits.any(dim=1).sum(), loss, confidence,
+                                 torch.tensor(len(labels), device=device)]).to(sums)
+    top1, top5, loss, confidence, count, left_out = distributed.sum_over_processes(sums).tolist()
+    confusion.share()
     images = images_of(loader, count, left_out)
-    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count} | images
+    return ({"top1": 100 * top1 / count} | ({"top5": 100 * top5 / count} if num_classes > 5 else {})
+            | {"balanced_accuracy": confusion.balanced_accuracy(), "confidence": 100 * confidence / count, "loss": loss / count}
+            | images)
+
+
+def accuracy_line(numbers):
+    """What `evaluate` found, for the log."""
+    top5 = f", top-5 {numbers['top5']:.3f}%" if "top5" in numbers else ""
+    return f"accuracy on {numbers['images']} images: top-1 {numbers['top1']:.3f}%{top5}, loss {numbers['loss']:.4f}"
+
+
+def report_classes(config, numbers, confusion, classes, name=""):
+    """Log what `evaluate` found of the classes, and write it to the run folder: classes.csv, confusion.csv, confusion.png.
+
+    Of more than LARGEST_MATRIX classes classes.csv alone. Rank 0 writes.
+
+    Args:
+        classes: their names, in the order of the labels.
+        name: of the folder below eval/; "" = one of its own, after the weights of --eval.
+    Raises: OSError that names the file.
+    """
+    log.info("balanced accuracy %.3f%%, mean confidence %.3f%%", numbers["balanced_accuracy"], numbers["confidence"])
+    for line in confusion.in_words(classes):
+        log.info("%s", line)
+    if distributed.rank() == 0:
+        parent = Path(run_folder(config)) / FOLDER
+        folder = parent / name if name else _new_folder(parent, config)
+        write_text(folder / "classes.csv", confusion.class_table(classes))
+        if len(classes) <= LARGEST_MATRIX:
+            write_text(folder / "confusion.csv", confusion.matrix_table(classes))
+            with replacing(folder / "confusion.png") as path:
+                confusion_picture(confusion.matrix(len(classes)), classes).save(path, format="png")
+        log.info("each class%s: %s", " and the confusion matrix" if len(classes) <= LARGEST_MATRIX else "", folder)
+
+
+def _new_folder(parent, config):
+    """Make the folder NNN_<weights> that no other evaluation writes to."""
+    weights = Path((config.MODEL.RESUME or config.PRETRAINED).rstrip("/")).stem
+    name = re.sub(r"[^\w.-]", "_", weights)[:60] + (f"_{config.PRETRAINED_KEY}" if config.PRETRAINED_KEY else "")
+    with naming(parent):
+        taken = [int(path.name.partition("_")[0]) for path in parent.glob("[0-9]*_*")]
+        for number in itertools.count(max(taken, default=0) + 1):
+            folder = parent / f"{number:03d}_{name}"
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:  # of an evaluation that has begun meanwhile
+                continue
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from config import load_config, run_folder, scaled_config
 from data import build_loader
 from data.loader import build_mixup, with_classes
 from engine import Job, build_for_training, build_updater, fit, report_best, running, start
-from evaluation import evaluate, record_evaluation, report_throughput
+from evaluation import accuracy_line, evaluate, record_evaluation, report_classes, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from models.weights.heads import read_head
@@ -27,6 +27,7 @@ from optimizer import build_optimizer
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, weights_of
 from utils.classes import head_of
+from utils.confusion import Confusion
 
 log = logging.getLogger("simmim.main")
 
@@ -61,7 +62,7 @@ def evaluated_head(config):
 
 
 def evaluate_only(model, loaders, config, device, precision):
-    """Accuracy of a checkpoint on the validation images."""
+    """Accuracy of a checkpoint on the validation images, of all and of each class."""
     if config.MODEL.RESUME:
         content = load_checkpoint(config.MODEL.RESUME, moments=False)
         load_weights(model, content, config.MODEL.RESUME, key=config.PRETRAINED_KEY)
@@ -70,14 +71,11 @@ def evaluate_only(model, loaders, config, device, precision):
         if any(name.startswith("head.") for name in report.missing):
             raise ValueError(f"{config.PRETRAINED} has no head for {len(loaders.classes)} classes: there is nothing to "
                              f"evaluate. Fine-tune first, or pass a fine-tuned checkpoint.")
-    numbers = evaluate(model, loaders.val, device, precision)
-    report_accuracy(numbers)
+    confusion = Confusion()
+    numbers = evaluate(model, loaders.val, device, precision, confusion)
+    log.info("%s", accuracy_line(numbers))
     record_evaluation(config, numbers)
-
-
-def report_accuracy(numbers):
-    log.info("accuracy on %d images: top-1 %.3f%%, top-5 %.3f%%, loss %.4f", numbers["images"], numbers["top1"],
-             numbers["top5"], numbers["loss"])
+    report_classes(config, numbers, confusion, loaders.classes)
 
 
 def finetuning_loss(model, batch, mixup, smoothing):
@@ -100,8 +98,13 @@ def train(model, loaders, config, device, precision):
     mixup = build_mixup(config, len(loaders.classes))
 
     def validate(epoch):
-        numbers = evaluate(model, loaders.val, device, precision)
-        report_accuracy(numbers)
+        confusion = Confusion()
+        numbers = evaluate(model, loaders.val, device, precision, confusion)
+        log.info("%s", accuracy_line(numbers))
+        if epoch == config.TRAIN.EPOCHS - 1:
+            average = job.updater.average
+            name = f"epoch_{epoch}" + ("_ema" if average is not None and average.is_in_place else "")
+            report_classes(config, numbers, confusion, loaders.classes, name)
         return numbers
 
     job = Job(config=config, task="finetune", device=device, model=model, loader=loaders.train, scheduler=scheduler,

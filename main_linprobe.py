@@ -36,7 +36,7 @@ from config import encoder_config, load_config, run_folder, scaled_config
 from data.features import FeatureCache, checksum, parts_of, unreadable_rows
 from data.loader import build_probe_loaders, feature_loader, with_classes
 from engine import Job, build_updater, fit, report_best, running, start
-from evaluation import append_records, evaluate, record_evaluation, report_throughput
+from evaluation import accuracy_line, append_records, evaluate, record_evaluation, report_classes, report_throughput
 from lr_scheduler import build_scheduler
 from models import load_pretrained
 from models.probe import build_probe, check_batch_norm
@@ -45,6 +45,7 @@ from resume import check_fixed
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, weights_of
 from utils.classes import head_of
+from utils.confusion import Confusion
 from utils.knn import count_correct
 
 log = logging.getLogger("simmim.main")
@@ -102,16 +103,19 @@ class Probe:
 
         return cache.get({"plain": "train"}.get(split, split), getattr(self.loaders, split), model.layers, extract, self.device)
 
-    def accuracies(self, val):
-        """[{layer, feature, top1, top5, loss, images}, ...] of the features of all validation images."""
+    def accuracies(self, val, confusion=None):
+        """[{layer, feature, and what `evaluate` gives}, ...] of the features of all validation images.
+
+        Args:
+            confusion: counts what images were taken for, where one layer is probed.
+        """
         numbers = []
         for layer, head, array in zip(self.model.layers, self.model.heads, val, strict=True):
             loader = feature_loader(self.config, self.loaders.val, shuffled=False)
             loader.open([array])
-            found = evaluate(head, loader, self.device, self.precision)
+            found = evaluate(head, loader, self.device, self.precision, confusion if len(val) == 1 else None)
             log.log(logging.DEBUG if len(val) > 1 else logging.INFO,  # of a sweep people read the table
-                    "accuracy on %d images: top-1 %.3f%%, top-5 %.3f%%, loss %.4f (layer %s, %s)", found["images"],
-                    found["top1"], found["top5"], found["loss"], layer, self.model.feature)
+                    "%s (layer %s, %s)", accuracy_line(found), layer, self.model.feature)
             numbers.append({"layer": str(layer), "feature": self.model.feature, **found})
         return numbers
 
@@ -119,10 +123,13 @@ class Probe:
         path = self.config.MODEL.RESUME
         check_fixed(self.config, content, path, FIXED)
         load_weights(self.model, content, path, key=self.config.PRETRAINED_KEY)
-        records = self.accuracies(self.features("val"))
+        confusion = Confusion()
+        records = self.accuracies(self.features("val"), confusion)
         if len(records) > 1:
             report(records)
         record_evaluation(self.config, *records)
+        if len(records) == 1:
+            report_classes(self.config, records[0], confusion, self.loaders.classes)
 
     def nearest_neighbours(self):
         """Accuracy of the votes of neighbours, for each layer and number of them; each image counted once."""
@@ -144,7 +151,7 @@ class Probe:
                 raise ValueError("none of the training or none of the validation images can be read: check --data-path.")
             for k, (first, five) in zip(ks, counts, strict=True):
                 records.append({"layer": str(layer), "feature": self.model.feature, "k": k, "top1": 100 * first / number,
-                                "top5": 100 * five / number, "images": number}
+                                "images": number} | ({"top5": 100 * five / number} if len(self.loaders.classes) > 5 else {})
                                | ({"unreadable": len(left_out)} if left_out else {}))
         report(records)
         record_evaluation(config, *records)
@@ -169,7 +176,7 @@ class Probe:
             each = {f"top1_layer_{found['layer']}": found["top1"] for found in numbers} if len(numbers) > 1 else {}
             if each:
                 log.info("epoch %d: top-1 %.3f%% of layer %s, the best of %d", epoch, best["top1"], best["layer"], len(numbers))
-            return {name: best[name] for name in ("top1", "top5", "loss", "images", "unreadable") if name in best} | each
+            return {name: value for name, value in best.items() if name not in ("layer", "feature")} | each
 
         job = Job(config=config, task="probe", device=device, model=model, loader=loader, fixed=FIXED,
                   scheduler=build_scheduler(scaled, optimizer, len(loader)),
@@ -192,7 +199,8 @@ class Probe:
 def report(records):
     """Log a table of accuracies, one line a layer (and number of neighbours)."""
     lines = [f"layer {record['layer']:>4}  {record['feature']}" + (f"  k {record['k']:>4}" if "k" in record else "")
-             + f"  top-1 {record['top1']:6.2f}%  top-5 {record['top5']:6.2f}%" for record in records]
+             + f"  top-1 {record['top1']:6.2f}%" + (f"  top-5 {record['top5']:6.2f}%" if "top5" in record else "")
+             for record in records]
     log.info("accuracy on %d images:\n%s", records[0]["images"], "\n".join(lines))
 
 

@@ -29,6 +29,7 @@ class Average:
         if any(torch.finfo(parameter.dtype).bits < 32 for parameter in trained):
             raise ValueError(f"TRAIN.EMA_DECAY={decay} needs weights of 32 bits, and apex made them 16: use AMP_OPT_LEVEL O1, "
                              f"or AMP_BACKEND native.")
+        self.is_in_place = False  # whether the model has the averaged weights now
         self.of = {parameter: parameter.detach().clone() for parameter in trained}
         self.chunks = list(_chunks(trained))
 
@@ -52,10 +53,12 @@ class Average:
     def in_place(self):
         """Inside, the model has the averaged weights. All processes must enter it; nothing may train meanwhile."""
         self._swap()
+        self.is_in_place = True
         try:
             yield
         finally:
             self._swap()
+            self.is_in_place = False
 
     @torch.no_grad()
     def _swap(self):

@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-ACCURACY = re.compile(r"accuracy on (\d+) images: top-1 ([\d.]+)%, top-5 ([\d.]+)%, loss ([\d.]+)")
+ACCURACY = re.compile(r"accuracy on (\d+) images: top-1 ([\d.]+)%(?:, top-5 ([\d.]+)%)?, loss ([\d.]+)")
 
 
 def records(folder, kind):
@@ -24,7 +24,7 @@ def log_of(folder, rank=0):
 
 
 def accuracies(text):
-    """(images, top-1, top-5, loss) of every accuracy line in a log, as printed."""
+    """(images, top-1, top-5, loss) of every accuracy line in a log, as printed; top-5 "" of five classes and fewer."""
     return ACCURACY.findall(text)
 
 

@@ -34,6 +34,7 @@ def test_average_lies_in_log_metrics_and_every_checkpoint(tuned):
     assert "an average of the weights is kept, over about 4 of 6 steps" in text and "best top-1 of the average" in text
     for record in records(folder, "val"):
         assert {"top1", "loss", "ema_top1", "ema_top5", "ema_loss"} <= record.keys() and record["loss"] != record["ema_loss"]
+    assert sorted(path.name for path in (folder / "eval").iterdir()) == ["epoch_1", "epoch_1_ema"]
     for name in ("ckpt_epoch_0.pth", "ckpt_epoch_1.pth", "ckpt_best.pth", "ckpt_best_ema.pth"):
         content = load_checkpoint(folder / name)
         assert content["model"].keys() == content["model_ema"].keys()

@@ -1,4 +1,5 @@
 """Pre-train, continue, fine-tune, evaluate, measure: the whole way with the real commands, one after the other."""
+import csv
 import re
 from types import SimpleNamespace
 
@@ -288,12 +289,34 @@ def test_eval_tells_labels_by_name_where_the_data_has_some_of_the_classes(flag, 
     assert [one + other for one, other in zip(hits["first"], hits["last"], strict=True)] == pytest.approx(hits["all"], abs=0.05)
 
 
+def test_eval_says_what_became_of_each_class(finetuning, evaluation):
+    record, folder = records(finetuning.folder, "eval")[0], finetuning.folder / "eval" / "001_ckpt_best"
+    with open(folder / "classes.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list(CLASSES)
+    right, images = ([int(row[name]) for row in rows] for name in ("correct", "images"))
+    assert sum(images) == VAL_IMAGES and 100 * sum(right) / VAL_IMAGES == pytest.approx(record["top1"])
+    assert record["balanced_accuracy"] == pytest.approx(
+        sum(100 * hits / count for hits, count in zip(right, images, strict=True)) / len(CLASSES))
+    assert 100 / len(CLASSES) < record["confidence"] <= 100
+    for words in (f"balanced accuracy {record['balanced_accuracy']:.3f}%", "least accurate: ", "most often mistaken: ",
+                  str(folder)):
+        assert words in evaluation.out
+    assert Image.open(folder / "confusion.png").mode == "RGB"
+
+
+def test_last_epoch_of_finetuning_says_what_became_of_each_class(finetuning):
+    folders = [name for name in finetuning.files if name.startswith("eval/")]
+    assert folders == [f"eval/epoch_2/{name}" for name in ("classes.csv", "confusion.csv", "confusion.png")]
+    assert finetuning.result.out.count("balanced accuracy") == 1
+
+
 def test_eval_neither_trains_nor_writes_checkpoints(finetuning, evaluation):
     assert "Train:" not in evaluation.out
     after = snapshot(finetuning.folder)
     written = changed(finetuning.files, after)
-    assert [name for name in written if name not in ("metrics.jsonl", "log_rank0.txt")] == []
-    for name in written:
+    assert [name for name in written if name not in ("metrics.jsonl", "log_rank0.txt") and not name.startswith("eval/0")] == []
+    for name in finetuning.files.keys() & written:
         assert after[name][1].startswith(finetuning.files[name][1])  # appended at most
     assert len(records(finetuning.folder, "train")) == 3 * STEPS_PER_EPOCH
 

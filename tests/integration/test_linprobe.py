@@ -86,6 +86,7 @@ def test_saved_probe_evaluates_to_the_same_numbers(probed, probe, tmp_path):
     for ranks in (1, 2):
         folder, _ = probe(tmp_path / str(ranks), "--eval", "--resume", probed[0] / "ckpt_epoch_2.pth", ranks=ranks)
         assert numbers(folder, "eval") == numbers(probed[0])[-1:]
+        assert (folder / "eval" / "001_ckpt_epoch_2" / "confusion.png").exists()
 
 
 def test_evaluation_needs_no_training_images(probed, forks, recipe, images, tmp_path):

@@ -144,9 +144,14 @@ def test_evaluation_on_two_processes_gives_the_numbers_of_one_when_the_images_do
         rank.checked()
     one, two = (records(tmp_path / name / "finetune" / "default", "eval") for name in ("one", "two"))
     assert len(one) == len(two) == 1
-    assert two[0].pop("loss") == pytest.approx(one[0].pop("loss"), rel=1e-6)
+    for name in ("loss", "confidence"):
+        assert two[0].pop(name) == pytest.approx(one[0].pop(name), rel=1e-6)
     assert two == one
     assert one[0]["images"] == VAL_IMAGES
+    folders = [tmp_path / name / "finetune" / "default" / "eval" / "001_ckpt_epoch_0" for name in ("one", "two")]
+    for name in ("classes.csv", "confusion.csv", "confusion.png"):
+        one, two = ((folder / name).read_bytes() for folder in folders)
+        assert one == two
 
 
 def test_both_processes_stop_when_the_data_is_missing(forks, cfg, tmp_path):
