@@ -134,7 +134,11 @@ DATA = {
     "LIST_CACHE": Setting("auto", "+ folder of lists of large data, checked by the times of its folders: "
                           "auto (the user's cache) | none | a path", kind=PATH,
                           rule=lambda place: None if place.strip() else "is empty: none keeps no list"),
-    "MASK_TYPE": Setting("random", "+ random (SimMIM, MAE) | blockwise (LSMAE: units may be cut)", jobs=PRETRAIN, learnt=TASK),
+    "MASK_TYPE": Setting("random", "+ random (SimMIM, MAE) | square (one, at a random place) | block (BEiT: rectangles) | "
+                         "blockwise (LSMAE: units may be cut) | file (DATA.MASK_FILE, for all images)", jobs=PRETRAIN,
+                         learnt=TASK),
+    "MASK_FILE": Setting("", "+ of MASK_TYPE file: a picture, white where it hides, or an array (.npy); of pixels, patches or "
+                         "units. It says the ratio", kind=PATH, jobs=PRETRAIN, learnt=TASK),
     "MASK_PATCH_SIZE": Setting(32, "side of the square unit that is hidden or visible as a whole", "pixels", low=1,
                                jobs=PRETRAIN, learnt=TASK),
     "MASK_RATIO": Setting(0.6, "share of hidden units", low=0, high=1, jobs=PRETRAIN, learnt=TASK),

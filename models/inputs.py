@@ -2,10 +2,9 @@
 from models.encoders import ENCODERS
 from models.encoders.checks import image_size
 from models.methods import METHODS
+from models.methods.method import WHOLE_UNITS
 from utils.registry import pick
 from utils.statistics import channel_statistics
-
-WHOLE_UNITS = {"random"}  # mask types whose units must divide the image
 
 
 def encoder_config(config):

@@ -8,7 +8,7 @@ from models.encoders import ENCODERS
 from models.encoders.checks import image_size
 from models.layers import lift_mask
 from models.methods.decoder import DECODER_SETTINGS, PixelDecoder, check_decoder
-from models.methods.method import Method
+from models.methods.method import WHOLE_UNITS, Method, of_whole_units
 from models.methods.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
 from utils.registry import Component, pick
 from utils.settings import Setting
@@ -145,10 +145,10 @@ def check_dropping(config):
     """Refuse masks of other units than an encoder of stages can drop. Raises: ValueError."""
     packer = groups_of_encoder(config, image_size(config))
     cell = packer and packer.cell * config.MODEL[config.MODEL.TYPE.upper()].PATCH_SIZE
-    if cell and (config.DATA.MASK_TYPE != "random" or config.DATA.MASK_PATCH_SIZE % cell):
+    if cell and (config.DATA.MASK_TYPE not in WHOLE_UNITS or config.DATA.MASK_PATCH_SIZE % cell):
         raise ValueError(f"DATA.MASK_TYPE={config.DATA.MASK_TYPE} with DATA.MASK_PATCH_SIZE={config.DATA.MASK_PATCH_SIZE}: "
                          f"MODEL.METHOD mae drops whole cells of the last map of MODEL.TYPE {config.MODEL.TYPE}, {cell} pixels "
-                         f"wide. Use DATA.MASK_TYPE random and DATA.MASK_PATCH_SIZE {cell}.")
+                         f"wide. Use DATA.MASK_TYPE {of_whole_units(config)} and DATA.MASK_PATCH_SIZE {cell}.")
 
 
 MAE_METHOD = Component(build_mae, check=check_mae, check_masks=check_dropping, groups=groups_of_encoder, settings={

@@ -5,6 +5,13 @@ from torch import nn
 from models.layers import lift_mask, refuse_script
 from models.methods.targets import PixelTarget
 
+WHOLE_UNITS = ("block", "file", "random", "square")  # DATA.MASK_TYPEs of units that are hidden as a whole
+
+
+def of_whole_units(config):
+    """DATA.MASK_TYPE, or the one to use where units must be hidden as a whole, for messages."""
+    return config.DATA.MASK_TYPE if config.DATA.MASK_TYPE in WHOLE_UNITS else "random"
+
 
 class Method(nn.Module):
     """Base of all methods that regress pixels.

@@ -7,7 +7,7 @@ import torch
 
 from models.layers import lift_mask
 from models.methods.decoder import DECODER_SETTINGS, PixelDecoder, check_decoder
-from models.methods.method import Method
+from models.methods.method import WHOLE_UNITS, Method, of_whole_units
 from models.methods.targets import PatchNormalizedTarget, PixelTarget, with_low_pass
 from utils.registry import Component
 from utils.settings import Setting
@@ -115,10 +115,10 @@ def check_mixing(config):
     if not data.MASK_SHARED:
         raise ValueError("DATA.MASK_SHARED=False: MODEL.METHOD mixmim mixes images, which needs one mask for all of a batch. "
                          "Use DATA.MASK_SHARED True.")
-    if data.MASK_TYPE != "random" or data.MASK_PATCH_SIZE % stride:
+    if data.MASK_TYPE not in WHOLE_UNITS or data.MASK_PATCH_SIZE % stride:
         raise ValueError(f"DATA.MASK_TYPE={data.MASK_TYPE} with DATA.MASK_PATCH_SIZE={data.MASK_PATCH_SIZE}: MODEL.METHOD "
-                         f"mixmim hides whole cells of the last map, {stride} pixels wide. Use DATA.MASK_TYPE random and "
-                         f"DATA.MASK_PATCH_SIZE {stride}.")
+                         f"mixmim hides whole cells of the last map, {stride} pixels wide. Use DATA.MASK_TYPE "
+                         f"{of_whole_units(config)} and DATA.MASK_PATCH_SIZE {stride}.")
     if ratios > 1:
         raise ValueError(f"DATA.MASK_RATIO={data.MASK_RATIO} plus MODEL.MIXMIM.RANGE_MASK_RATIO="
                          f"{config.MODEL.MIXMIM.RANGE_MASK_RATIO} is above 1: a ratio lies between 0 and 1.")

@@ -74,7 +74,7 @@ def test_private_generator_leaves_the_global_one_alone():
 
 
 def test_blocks_of_one_patch_draw_what_single_units_do_in_number():
-    sums = {MASKS[name]((64, 96), 16, 16, 0.75, "visible_down")(RNG(0)).sum() for name in MASKS}
+    sums = {MASKS[name]((64, 96), 16, 16, 0.75, "visible_down")(RNG(0)).sum() for name in MASKS if name != "file"}
     assert sums == {18}
 
 
