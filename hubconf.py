@@ -32,6 +32,7 @@ def _refuse_foreign_modules():
 _refuse_foreign_modules()
 
 from inference import (  # noqa: E402
+    attention_maps,
     extract_feat,
     get_model,
     get_transform,
@@ -42,7 +43,8 @@ from inference import (  # noqa: E402
 )
 from models.weights import zoo as _zoo  # noqa: E402
 
-__all__ = ["extract_feat", "get_model", "get_transform", "inference_model", "labelled_images", "list_models", "reconstruct"]
+__all__ = ["attention_maps", "extract_feat", "get_model", "get_transform", "inference_model", "labelled_images", "list_models",
+           "reconstruct"]
 
 
 def _entry_point(name, entry):

@@ -7,7 +7,7 @@
   python inference.py --model <recipe.yaml> --weights <checkpoint> bird.jpg                    # which keeps no settings
   python inference.py --list "mae*"
 
-From Python: get_model, inference_model, extract_feat, reconstruct, list_models, get_transform, labelled_images.
+From Python: get_model, inference_model, extract_feat, reconstruct, attention_maps, list_models, get_transform, labelled_images.
 docs/inference.md shows them all.
 """
 import argparse
@@ -68,7 +68,7 @@ from data.masks import draw_masks
 from data.reading import BadImage
 from data.splits import find_splits, splits_read_as_one
 from data.transforms import eval_transform, heldout_transform, mode_of, rules_of
-from models.probe import numbered_layer
+from models.probe import numbered_block, numbered_layer
 from models.weights import zoo
 from models.weights.heads import read_head
 from recipes import build, fit_head, load_into, open_recipe
@@ -319,6 +319,29 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
     else:
         masks = torch.stack([torch.as_tensor(mask)] * len(images))
     return _run(model, images, len(images), heldout_transform, lambda model, batch: show(model, batch, masks))
+
+
+def attention_maps(model, image, block=-1, token=None, device=None, pretrained=None):
+    """Where a model looks: the attention of one block, head by head.
+
+    Args:
+        model, device, pretrained: as in inference_model; a probe shows its encoder.
+        image: one image.
+        block: from 1, or from the end -1; of Swin those of all stages in a row.
+        token: (row, column) on the block's map, which in Swin halves from stage to stage; or "cls", the class token of a ViT;
+            None = every token of the map.
+    Returns: (heads, h, w) float32 on the CPU: what the token takes of each place, or (heads, h, w, h, w) of all tokens. In
+        Swin it is 0 outside of the token's window. What a ViT gives to its class token is left out: the rest adds up to less
+        than 1.
+    Raises: ValueError on several images, a block or a token that there is not, or a block without attention.
+    """
+    as_list(image)
+    model = _opened(model, device, pretrained)
+    images, _ = _files(image, model.recipe)
+    if len(images) > 1:
+        raise ValueError(f"attention is that of one image, and {len(images)} were given: call it for each.")
+    layer = numbered_block(block, len(_encoder(model).probed_blocks()), "block={} (--block)")
+    return _run(model, images, 1, eval_transform, lambda model, batch: _encoder(model).attention_maps(batch, layer, token))[0]
 
 
 def imagenet_classes():

@@ -152,8 +152,19 @@ def numbered_layer(layer, num_blocks):
     """
     if layer == "last":
         return layer
-    layer = int(layer)
-    if not 1 <= abs(layer) <= num_blocks:
-        raise ValueError(f"PROBE.LAYER={layer} (--layer) does not exist: the encoder has blocks 1 to {num_blocks}, counted "
-                         f"from the end -{num_blocks} to -1; `last` is the normalised output.")
-    return layer if layer > 0 else num_blocks + 1 + layer
+    return numbered_block(layer, num_blocks, "PROBE.LAYER={} (--layer)", "; `last` is the normalised output")
+
+
+def numbered_block(block, num_blocks, given, more=""):
+    """A number of a block, from 1, or from the end -1, as number from 1.
+
+    Args:
+        given: what the user gave, with {} in the place of the number, for the message.
+        more: what else might have been given.
+    Raises: ValueError if there is none of that number.
+    """
+    block = int(block)
+    if not 1 <= abs(block) <= num_blocks:
+        raise ValueError(f"{given.format(block)} does not exist: the encoder has blocks 1 to {num_blocks}, counted from the "
+                         f"end -{num_blocks} to -1{more}.")
+    return block if block > 0 else num_blocks + 1 + block

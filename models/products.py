@@ -233,6 +233,13 @@ def attention(qkv, bias=None, scale=None):
     return x.transpose(2, 3).reshape(batch, windows, tokens, heads * width)
 
 
+def attention_weights(qkv, bias=None, scale=None):
+    """How much each token takes of each in `attention`, with the same arguments: (B, W, heads, N, N), rows that add up to 1."""
+    q, k, _ = qkv.unbind(0)
+    scores = q @ k.mT * (qkv.shape[-1] ** -0.5 if scale is None else scale)
+    return torch.softmax(scores.float() if bias is None else scores.float() + bias, dim=-1)
+
+
 # ---- order --------------------------------------------------------------------------------------------------------
 
 class _Reorder(torch.autograd.Function):

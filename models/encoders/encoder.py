@@ -117,6 +117,63 @@ class Encoder(nn.Module):
         """The blocks in order, whose outputs can be probed."""
         return self.units()
 
+    def attention_maps(self, images, layer, token=None):
+        """Where the tokens of a block look: the weights of its attention, spread over its map.
+
+        Args:
+            images: (B, in_chans, H, W); nothing is hidden.
+            layer: number of a block, from 1 (0 < layer <= len(probed_blocks())).
+            token: (row, column) on the block's map, or "cls", the class token; None = each of the map.
+        Returns: (B, heads, h, w) float32 of one token, or (B, heads, h, w, h, w) of all, whose last two axes are where they
+            look. They add up to 1, with what a class token gets.
+        Raises: ValueError on a block without attention, or a token that there is not.
+        """
+        block, seen = self.probed_blocks()[layer - 1], {}
+        if not hasattr(getattr(block, "attn", None), "weights"):
+            having = [i for i, other in enumerate(self.probed_blocks(), start=1)
+                      if hasattr(getattr(other, "attn", None), "weights")]
+            others = f"blocks {', '.join(map(str, having))} of this {type(self).__name__} have" if having else (
+                f"no block of a {type(self).__name__} has")
+            raise ValueError(f"block {layer} has no attention; {others}.")
+        handles = [module.register_forward_pre_hook(lambda module, args: seen.update({module: args}))
+                   for module in (block, block.attn)]
+        try:
+            self.forward_last(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        (x, *_), weights = seen[block], block.attn.weights(*seen[block.attn])
+        grid = tuple(x.shape[1:3]) if x.ndim == 4 else tuple(side // self.stride for side in images.shape[2:])
+        maps = self.spread_attention(block, weights, grid, self._positions(token, grid).to(weights.device))
+        return maps.unflatten(2, grid) if token is None else maps.squeeze(2)
+
+    def _positions(self, token, grid):
+        """(T,) int64: positions in the map, row by row, of `attention_maps`' token; -1 = the class token."""
+        if token is None:
+            return torch.arange(grid[0] * grid[1])
+        if isinstance(token, str):
+            if token != "cls" or self.num_prefix_tokens != 1:
+                raise ValueError(f"token={token!r}: use (row, column){', or cls' if self.num_prefix_tokens == 1 else ''}; "
+                                 f"{type(self).__name__} has {'one' if self.num_prefix_tokens == 1 else 'no'} class token.")
+            return torch.tensor([-1])
+        row, column = token
+        if not (0 <= row < grid[0] and 0 <= column < grid[1]):
+            raise ValueError(f"token=({row}, {column}) is outside of the {grid[0]} x {grid[1]} tokens of this block.")
+        return torch.tensor([row * grid[1] + column])
+
+    def spread_attention(self, block, weights, grid, tokens):
+        """What tokens of a map give to each place of it.
+
+        Args:
+            block: one of probed_blocks().
+            weights: (B, windows, heads, N, N), as its attention has them; here one window, the class token first.
+            grid: (h, w) of its map.
+            tokens: (T,) int64 positions in the map, row by row; -1 = the class token.
+        Returns: (B, heads, T, h, w).
+        """
+        prefix = self.num_prefix_tokens
+        return weights[:, 0][:, :, tokens + prefix, prefix:].unflatten(3, grid)
+
     def pool(self, output, feature):
         """What a block gives -> (B, C): tokens (B, n, C), those of `num_prefix_tokens` first, or a map (B, h, w, C)."""
         if feature == "cls":

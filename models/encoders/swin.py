@@ -28,7 +28,7 @@ from models.position import (
     source_grid,
     source_window,
 )
-from models.products import attention, casts_together, product_dtype, reorder
+from models.products import attention, attention_weights, casts_together, product_dtype, reorder
 from utils.registry import Component
 from utils.settings import NUMBER, Setting
 
@@ -127,11 +127,18 @@ class WindowAttention(nn.Module):
         bias = self.bias_table()[self.relative_position_index.view(-1)]
         return bias.view(num_tokens, num_tokens, -1).permute(2, 0, 1)
 
+    def masked_bias(self, mask=None):
+        """(windows or 1, heads, N, N), with a mask (windows, N, N) added."""
+        bias = self.bias()
+        return bias.unsqueeze(0) if mask is None else bias + mask.to(bias.dtype).unsqueeze(1)
+
     def forward(self, x, mask=None):
         """(B, windows, N, C), mask (windows, N, N) added to the scores -> the same shape."""
-        bias = self.bias()
-        bias = bias.unsqueeze(0) if mask is None else bias + mask.to(bias.dtype).unsqueeze(1)
-        return self.proj_drop(self.proj(attention(self.project(x), bias, self.scale)))
+        return self.proj_drop(self.proj(attention(self.project(x), self.masked_bias(mask), self.scale)))
+
+    def weights(self, x, mask=None):
+        """What `forward` weighs its values by: (B, windows, heads, N, N)."""
+        return attention_weights(self.project(x), self.masked_bias(mask), self.scale)
 
     def attend_packed(self, x, packing):
         """Attention of visible tokens inside their windows.
@@ -214,6 +221,18 @@ class SwinBlock(nn.Module):
         x = reorder(x.flatten(1, 2), order, inverse).view(batch, -1, self.window[0] * self.window[1], dim)
         x = reorder(self.attn(x, mask).flatten(1, 2), inverse, order).view(batch, *padded, dim)
         return x[:, :height, :width]
+
+
+    def spread_attention(self, weights, grid, tokens):
+        """As Encoder.spread_attention: a token sees its own window, of which the others' tokens get 0."""
+        padded = self._padded(grid)
+        order, inverse = (part.to(weights.device) for part in window_order(padded, self.window, self._shift_for(grid)))
+        places = order.view(-1, weights.shape[-1])                                    # of each window
+        slots = inverse[tokens // grid[1] * padded[1] + tokens % grid[1]]
+        windows, rows = slots // weights.shape[-1], slots % weights.shape[-1]
+        seen = weights[:, windows, :, rows]                                           # (T, B, heads, N)
+        maps = seen.new_zeros(*seen.shape[:3], len(order)).scatter_(3, places[windows][:, None, None].expand_as(seen), seen)
+        return maps.permute(1, 2, 0, 3).unflatten(3, padded)[..., :grid[0], :grid[1]]
 
 
 class PatchMerging(nn.Module):
@@ -327,6 +346,9 @@ class SwinTransformer(Encoder):
 
     def probed_blocks(self):
         return [block for stage in self.layers for block in stage.blocks]
+
+    def spread_attention(self, block, weights, grid, tokens):
+        return block.spread_attention(weights, grid, tokens)
 
     def _tokens(self, images, mask=None):
         """(B, in_chans, H, W) -> (B, H/stride, W/stride, num_features), normalised."""

@@ -32,7 +32,7 @@ from models.position import (
     source_grid,
     source_window,
 )
-from models.products import add_scaled, attention, casts_together
+from models.products import add_scaled, attention, attention_weights, casts_together
 from utils.registry import Component
 from utils.settings import Setting
 
@@ -86,7 +86,15 @@ class Attention(BiasTable):
 
     def forward(self, x, grid, shared_bias=None):
         """(B, N, C), patch grid (h, w) where there is a table, bias (heads, N, N) shared by the blocks or None -> (B, N, C)."""
-        batch, tokens, dim = x.shape
+        return self.proj_drop(self.proj(attention(*self._operands(x, grid, shared_bias)).view(x.shape)))
+
+    def weights(self, x, grid, shared_bias=None):
+        """What `forward` weighs its values by: (B, 1, heads, N, N)."""
+        return attention_weights(*self._operands(x, grid, shared_bias))
+
+    def _operands(self, x, grid, shared_bias):
+        """(qkv, bias) as models.products.attention has them."""
+        batch, tokens, _ = x.shape
         qkv_bias = self.qkv.bias
         if self.q_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
@@ -95,8 +103,7 @@ class Attention(BiasTable):
         bias = self.bias(grid) if self.has_table else None
         if shared_bias is not None:
             bias = shared_bias if bias is None else bias + shared_bias
-        x = attention(qkv, None if bias is None else bias.unsqueeze(0)).view(batch, tokens, dim)
-        return self.proj_drop(self.proj(x))
+        return qkv, None if bias is None else bias.unsqueeze(0)
 
 
 class Block(nn.Module):
