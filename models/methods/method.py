@@ -14,7 +14,7 @@ def of_whole_units(config):
 
 
 class Method(nn.Module):
-    """Base of all methods that regress pixels.
+    """Base of all methods that predict what is hidden, pixels for the most part.
 
     Subclasses define `reconstruct` and `loss`. A method knows no optimizer, and the engine knows no method.
 
@@ -49,22 +49,24 @@ class Method(nn.Module):
         return self.loss(self.reconstruct(images, mask), self.target(images), mask)
 
     def reconstruct(self, images, mask, denormalize=False):
-        """Predicted pixels, (B, C, H, W): what the loss compares with its target.
+        """What the loss compares with its target: pixels (B, C, H, W), or (B, width, h, w) as the target has it.
 
-        With `denormalize` a normalised target is undone by its own statistics, for viewing.
+        With `denormalize` as pixels (B, C, H, W) on the scale of the images, for viewing.
         """
         raise NotImplementedError(f"{type(self).__name__} must define reconstruct")
 
     def loss(self, prediction, target, mask):
-        """Both (B, C, H, W), mask as in `forward` -> scalar float32."""
+        """What `reconstruct` and the target give, mask as in `forward` -> scalar float32."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
     def pictures(self, images, mask):
         """What to look at: {name of a column: (B, C, H, W) images, normalised}. NaN = hidden; such pixels are drawn grey."""
         prediction = self.reconstruct(images, mask, denormalize=True).to(images.dtype)
         hidden = lift_mask(mask, images.shape[-2:]).unsqueeze(1)
-        return {"original": images, "masked": images.masked_fill(hidden, torch.nan), "prediction": prediction,
-                "pasted": torch.where(hidden, prediction, images)}
+        seen = {"original": images, "masked": images.masked_fill(hidden, torch.nan)}
+        if not self.target.of_pixels:
+            return {**seen, "target": self.target.view(self.target(images), images).to(images.dtype), "prediction": prediction}
+        return {**seen, "prediction": prediction, "pasted": torch.where(hidden, prediction, images)}
 
     def extract_feat(self, images):
         """Tuple of one feature map (B, num_features, H/stride, W/stride) of the whole image."""

@@ -1,26 +1,22 @@
-"""What a pixel-regression method predicts. A target is a pair of functions on (B, C, H, W) images.
-
-`target(images)` gives what the prediction is compared with; `target.denormalize(prediction, images)` brings a
-prediction back to the images' scale, for viewing only.
-"""
+"""What is predicted: pixels and what is made of them here; classes and features in files of their own. See target.py."""
 import torch
 from torch.nn import functional as F
 
+from models.methods.class_targets import BinTarget, ClusterTarget, TokenTarget, read_palette, tokenizer_of
+from models.methods.feature_targets import FeatureTarget, HogTarget
+from models.methods.target import Target, enlarged
 from utils.settings import Setting
 from utils.statistics import channel_statistics
 
 
-class PixelTarget:
+class PixelTarget(Target):
     """The normalised pixels themselves."""
 
     def __call__(self, images):
         return images
 
-    def denormalize(self, prediction, images):
-        return prediction
 
-
-class LocallyNormalizedTarget:
+class LocallyNormalizedTarget(Target):
     """Every pixel normalised by mean and deviation of the window around it.
 
     Args:
@@ -34,9 +30,9 @@ class LocallyNormalizedTarget:
     def __call__(self, images):
         return normalize_locally(images, self.window)
 
-    def denormalize(self, prediction, images):
+    def view(self, values, images):
         mean, var = local_statistics(images, self.window)
-        return prediction * (var + 1e-6).sqrt() + mean
+        return values * (var + 1e-6).sqrt() + mean
 
 
 def normalize_locally(images, window):
@@ -67,7 +63,7 @@ def local_statistics(images, window):
     return mean, var.clamp_(min=0.0)
 
 
-class PatchNormalizedTarget:
+class PatchNormalizedTarget(Target):
     """Every patch normalised by the mean and deviation of all its values.
 
     Args:
@@ -82,9 +78,9 @@ class PatchNormalizedTarget:
         mean, deviation = self._statistics(images)
         return (images.float() - mean) / deviation
 
-    def denormalize(self, prediction, images):
+    def view(self, values, images):
         mean, deviation = self._statistics(images)
-        return prediction * deviation + mean
+        return values * deviation + mean
 
     @torch.no_grad()
     def _statistics(self, images):
@@ -101,7 +97,48 @@ def lift(values, factor):
     return values.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2).unsqueeze(1)
 
 
-class LowPassTarget:
+class OfPrepared(Target):
+    """What another target makes of an image that is prepared first.
+
+    Args:
+        target: of the prepared image.
+    """
+
+    def __init__(self, target):
+        self.target = target
+        self.cell, self.classes, self.of_pixels = target.cell, target.classes, target.of_pixels
+
+    def prepare(self, images):
+        """(B, C, H, W) -> (B, C, h, w)."""
+        raise NotImplementedError(f"{type(self).__name__} must define prepare")
+
+    def width(self, in_chans):
+        return self.target.width(in_chans)
+
+    def __call__(self, images):
+        return self.target(self.prepare(images))
+
+    def view(self, values, images):
+        return enlarged(self.target.view(values, self.prepare(images)), images.shape[2:])
+
+
+class ResizedTarget(OfPrepared):
+    """What another target makes of a small image: the mean of each square of `cell` x `cell` pixels.
+
+    Source: SimMIM (arXiv 2111.09886), section 4.1.2, resolutions of what is predicted.
+    """
+
+    def __init__(self, target, cell):
+        super().__init__(target)
+        self.cell = cell * target.cell
+        self._side = cell
+
+    @torch.no_grad()
+    def prepare(self, images):
+        return F.avg_pool2d(images.float(), self._side)
+
+
+class LowPassTarget(OfPrepared):
     """What another target makes of the low frequencies of an image.
 
     Args:
@@ -114,21 +151,15 @@ class LowPassTarget:
     """
 
     def __init__(self, target, radius, mean, std, filter="exact"):
-        self.target = target
+        super().__init__(target)
         self.radius = radius
         self.mean = mean
         self.std = std
         self.filter = filter
         self._constants = {}
 
-    def __call__(self, images):
-        return self.target(self.low_pass(images))
-
-    def denormalize(self, prediction, images):
-        return self.target.denormalize(prediction, self.low_pass(images))
-
     @torch.no_grad()
-    def low_pass(self, images):
+    def prepare(self, images):
         """(B, C, H, W) normalised -> the same without high frequencies."""
         with torch.autocast(images.device.type, enabled=False):
             keep, mean, std = self._on(images.device, images.shape[-2:])
@@ -158,11 +189,23 @@ def frequency_disc(size, radius, exact=True):
     return (rows[:, None] ** 2 + cols[None, :] ** 2 <= radius ** 2).float()
 
 
-# MODEL.SIMMIM.TARGET: from that section of the config to a target
+# MODEL.SIMMIM.TARGET: from a config and its encoder to a target
 TARGETS = {
-    "pixels": lambda simmim: PixelTarget(),
-    "local_norm": lambda simmim: LocallyNormalizedTarget(simmim.NORM_TARGET.PATCH_SIZE),
+    "bins": lambda config, encoder: BinTarget(config.MODEL.SIMMIM.BINS, *_statistics(config, encoder)),
+    "clusters": lambda config, encoder: ClusterTarget(read_palette(config.MODEL.SIMMIM.PALETTE, encoder.in_chans),
+                                                      *_statistics(config, encoder)),
+    "features": lambda config, encoder: FeatureTarget(config.MODEL.SIMMIM.TEACHER, encoder.in_chans,
+                                                      *_statistics(config, encoder)),
+    "hog": lambda config, encoder: HogTarget(),
+    "local_norm": lambda config, encoder: LocallyNormalizedTarget(config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE),
+    "patch_norm": lambda config, encoder: PatchNormalizedTarget(encoder.stride),
+    "pixels": lambda config, encoder: PixelTarget(),
+    "tokens": lambda config, encoder: TokenTarget(tokenizer_of(config.MODEL.SIMMIM.TOKENIZER, encoder.in_chans)),
 }
+
+
+def _statistics(config, encoder):
+    return channel_statistics(encoder.in_chans, config.DATA.MEAN, config.DATA.STD)
 
 
 def with_low_pass(config, target, channels):

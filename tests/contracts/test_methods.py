@@ -6,8 +6,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .tiny import BATCH, CASES, HEIGHT, WIDTH, build, hidden_pixels, make_config, make_images, make_mask, predicted_pixels
+from .tiny import (
+    AXIS_CASES,
+    BATCH,
+    CASES,
+    HEIGHT,
+    WIDTH,
+    build,
+    hidden_pixels,
+    make_config,
+    make_images,
+    make_mask,
+    predicted_pixels,
+)
 
+CASES = [*CASES, *AXIS_CASES]
 IDS = ["-".join(case) for case in CASES]
 
 
@@ -46,8 +59,11 @@ def test_every_trainable_parameter_gets_a_gradient(case):
 
 
 @torch.no_grad()
-def test_reconstruction_has_the_shape_of_the_images(case):
-    assert case.model.reconstruct(case.images, case.mask).shape == case.images.shape
+def test_reconstruction_has_the_shape_of_the_target_and_its_picture_that_of_the_images(case):
+    prediction, target = case.model.reconstruct(case.images, case.mask), case.model.target(case.images)
+    assert case.model.target.likeliest(prediction).shape == target.shape
+    assert prediction.shape == (BATCH, case.model.target.width(3), *target.shape[2:])
+    assert target.shape[2] * case.model.target.cell == HEIGHT and not target.requires_grad
     assert case.model.reconstruct(case.images, case.mask, denormalize=True).shape == case.images.shape
 
 
@@ -75,7 +91,7 @@ def test_visible_pixels_matter_to_the_prediction(case):
     hidden = hidden_pixels(case.config, case.mask)
     other = torch.where(hidden, case.images, make_images(case.config, seed=8))
     difference = (case.model.reconstruct(other, case.mask) - case.model.reconstruct(case.images, case.mask)).abs()
-    assert difference[hidden.expand_as(difference)].max() > 1e-3
+    assert (difference * predicted_pixels(case.config, case.mask)).max() > 1e-3
 
 
 @torch.no_grad()
@@ -132,7 +148,7 @@ def test_any_channels_and_sizes_train_and_reconstruct(names, channels, size):
     assert images.shape == (BATCH, channels, *size)
     loss = model(images, mask)
     loss.backward()
-    assert loss.isfinite() and model.reconstruct(images, mask).shape == images.shape
+    assert loss.isfinite() and model.reconstruct(images, mask, denormalize=True).shape == images.shape
     assert model(images)[-1].shape[2:] == (size[0] // model.encoder.stride, size[1] // model.encoder.stride)
 
 

@@ -1,9 +1,16 @@
 """A tiny config of every registered encoder and method, in every layout of parameters it can have."""
-import torch
+import tempfile
+from functools import cache
+from pathlib import Path
 
-from config import encoder_config, image_size, load_config
+import numpy as np
+import torch
+from torch import nn
+
+from config import dump, encoder_config, image_size, load_config
 from models import build_model
 from models.build import ENCODERS, METHODS
+from utils.checkpoint import save_checkpoint
 
 HEIGHT, WIDTH, BATCH, CLASSES = 32, 64, 3, 5
 COMMON = {"DATA.IMG_SIZE": [HEIGHT, WIDTH], "DATA.MASK_PATCH_SIZE": 8, "MODEL.NUM_CLASSES": CLASSES,
@@ -55,6 +62,16 @@ METHOD_VARIANTS = {
                           "MODEL.MIXMIM.DECODER_DEPTH": 1, "MODEL.MIXMIM.DECODER_NUM_HEADS": 2},
                "normalised": {"MODEL.MIXMIM.NORM_PIX_LOSS": True}, "low_pass": LOW_PASS},
 }
+# SimMIM's ablations, each around one encoder: {(encoder, kind): settings}; None = what depends on the images, see axis_settings
+AXES = {("swin", kind): {f"MODEL.SIMMIM.{key}": value for key, value in settings.items()} for kind, settings in {
+    "patch_norm": {"TARGET": "patch_norm"}, "bins": {"TARGET": "bins", "BINS": 5},
+    "clusters": {"TARGET": "clusters", "PALETTE": None},
+    "tokens": {"TARGET": "tokens", "TOKENIZER": "tests.contracts.tiny:Levels"}, "hog": {"TARGET": "hog"},
+    "features": {"TARGET": "features", "TEACHER": None}, "small": {"TARGET_SIZE": None},
+    "small_bins": {"TARGET": "bins", "TARGET_SIZE": None}, "mlp": {"HEAD": "mlp"}, "inverse_swin_t": {"HEAD": "inverse_swin_t"},
+    "smooth_l1": {"LOSS": "smooth_l1"}, "l2": {"LOSS": "l2"}, "all": {"LOSS_AREA": "all"}, "weighted": {"LOSS_AREA": "0.3"},
+}.items()} | {("vit", "inverse_swin_b"): {"MODEL.SIMMIM.HEAD": "inverse_swin_b"},
+              ("swin", "low_bins"): LOW_PASS | {"MODEL.SIMMIM.TARGET": "bins"}}
 # what a method needs of an encoder: {method: [(encoder, variant)]}; without an entry any will do that has a mask token
 NEEDS = {"mae": [("convmae", "plain"), ("convmae", "no_qkv_bias"), ("swin", "plain"), ("swinv2", "plain"),
                  ("vit", "no_tables"), ("vit", "mae")],
@@ -84,6 +101,7 @@ def kinds_of(name, variant, method):
 
 CASES = [(name, variant, method, kind) for name, variant in ENCODER_CASES for method in METHODS
          for kind in kinds_of(name, variant, method)]
+AXIS_CASES = [(name, "plain", "simmim", kind) for name, kind in AXES]
 METHOD_CASES = [case for i, case in enumerate(CASES) if case[:3] not in {other[:3] for other in CASES[:i]}]  # one kind of each
 
 
@@ -97,13 +115,55 @@ def settings_of(table, name, variant):
     return base | table[name][variant]
 
 
+class Levels(nn.Module):
+    """A tokenizer: how bright a cell of 4 pixels is."""
+
+    num_tokens, cell = 6, 4
+
+    def forward(self, images):
+        return (nn.functional.avg_pool2d(images.mean(dim=1), self.cell) * 4 + 3).floor().clamp(0, 5).long()
+
+
+def axis_settings(name, kind, channels, size):
+    """AXES, completed for images of these channels and (height, width)."""
+    made = {"MODEL.SIMMIM.TARGET_SIZE": [side // 4 for side in size]}
+    settings = AXES[name, kind]
+    if "MODEL.SIMMIM.PALETTE" in settings:
+        made["MODEL.SIMMIM.PALETTE"] = palette(channels)
+    if "MODEL.SIMMIM.TEACHER" in settings:
+        made["MODEL.SIMMIM.TEACHER"] = teacher(channels)
+    return {key: made[key] if value is None else value for key, value in settings.items()}
+
+
+@cache
+def folder():
+    """For what configs name by a path; removed at the end of the process."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def palette(channels):
+    path = Path(folder().name) / f"palette_{channels}.npy"
+    np.save(path, np.random.RandomState(0).rand(7, channels).astype(np.float32))
+    return str(path)
+
+
+@cache
+def teacher(channels):
+    path = Path(folder().name) / f"teacher_{channels}.pth"
+    config = make_config("vit", "no_tables", channels=channels)
+    save_checkpoint(path, {"model": build(config, is_pretrain=True, seed=4).state_dict(), "config": dump(config, "pretrain")})
+    return str(path)
+
+
 def make_config(name, variant, method=None, kind="pixels", channels=3, size=(HEIGHT, WIDTH)):
     """Without a method: one that the encoder can be pre-trained by."""
     method = method or ("mae" if name in NO_MASK_TOKEN else "simmim")
     overrides = COMMON | {"MODEL.TYPE": name, "MODEL.METHOD": method, "DATA.IMG_SIZE": list(size),
                           f"MODEL.{name.upper()}.IN_CHANS": channels}
     overrides |= settings_of(VARIANTS, name, variant)
-    overrides |= settings_of(METHOD_VARIANTS, method, kind)
+    overrides |= (axis_settings(name, kind, channels, size) if (name, kind) in AXES
+                  else settings_of(METHOD_VARIANTS, method, kind))
     return load_config(opts=[item for pair in overrides.items() for item in pair])
 
 
@@ -127,7 +187,7 @@ def make_mask(config, batch=BATCH, size=None, seed=3):
     patch = encoder_config(config).PATCH_SIZE
     height, width = size or image_size(config)
     generator = torch.Generator().manual_seed(seed)
-    if config.MODEL.METHOD in NEEDS and config.MODEL.TYPE in DROPS_CELLS:
+    if config.MODEL.METHOD in NEEDS and config.MODEL.TYPE in DROPS_CELLS or config.MODEL.SIMMIM.TARGET in ("hog", "features"):
         unit = config.DATA.MASK_PATCH_SIZE
         order = torch.rand(batch, height // unit * (width // unit), generator=generator).argsort(dim=1)
         mask = (order < order.shape[1] // 2).view(batch, height // unit, width // unit)
@@ -147,11 +207,10 @@ def make_mask(config, batch=BATCH, size=None, seed=3):
 
 
 def predicted_pixels(config, mask):
-    """Where the prediction is for what is hidden there, (batch, 1, H, W) bool: with MixMIM visible ones are hidden in another
-    mixture, and predicted from what is hidden here.
+    """Where the prediction is for what is hidden there, (batch, 1, H, W) bool, or (1, 1, 1, 1) for all: with MixMIM visible
+    ones are hidden in another mixture, and predicted from what is hidden here.
     """
-    hidden = hidden_pixels(config, mask)
-    return hidden if config.MODEL.METHOD == "mixmim" else torch.ones_like(hidden)
+    return hidden_pixels(config, mask) if config.MODEL.METHOD == "mixmim" else torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 def hidden_pixels(config, mask):

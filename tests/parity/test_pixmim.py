@@ -26,7 +26,7 @@ def low_pass(case, filter):
     """(recorded images, what our target makes of them); of the biggest case only the first channel is recorded."""
     images = FILTERED[f"{case}/image"]
     mean, std = (values[:images.shape[1]] for values in IMAGENET_STATISTICS)
-    return images, LowPassTarget(PixelTarget(), FILTERS[case]["radius"], mean, std, filter).low_pass(images)
+    return images, LowPassTarget(PixelTarget(), FILTERS[case]["radius"], mean, std, filter).prepare(images)
 
 
 @pytest.mark.parametrize("case", FILTERS)
@@ -64,7 +64,7 @@ def test_target_of_the_recorded_model_is_the_recorded_image(name):
     """Loss, prediction and gradients of these models are in test_mae.py."""
     record, tensors = load_mim(name)
     target = pretrain_model(record, part(tensors, "state")).target
-    torch.testing.assert_close(target.low_pass(tensors["in/image"]), tensors["out/low_freq_target_image"], **FORWARD)
+    torch.testing.assert_close(target.prepare(tensors["in/image"]), tensors["out/low_freq_target_image"], **FORWARD)
 
 
 @pytest.mark.parametrize("name", mim_names("pixmim_pretrain_?"))

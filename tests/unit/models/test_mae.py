@@ -148,7 +148,7 @@ def test_denormalised_prediction_with_pixmim_is_the_filtered_image():
     model = mae(NORMALIZED | {"MODEL.PIXMIM.ENABLE": True, "MODEL.PIXMIM.CUTOFF_RADIUS": 6})
     images, mask = batch(model)
     model.decoder = Prophet(model.target(images))
-    torch.testing.assert_close(model.reconstruct(images, mask, denormalize=True), model.target.low_pass(images),
+    torch.testing.assert_close(model.reconstruct(images, mask, denormalize=True), model.target.prepare(images),
                                atol=1e-4, rtol=1e-4)
 
 

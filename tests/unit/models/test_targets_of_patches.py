@@ -61,7 +61,7 @@ def test_centered_filter_keeps_waves_within_the_radius(rows, cols, stays):
     """In cycles per image, whatever its shape; an offset keeps everything positive, where the absolute value does nothing."""
     images = 2 + wave(rows, cols)
     expected = images if stays else torch.full_like(images, 2.0)
-    torch.testing.assert_close(low_pass(3).low_pass(images), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(low_pass(3).prepare(images), expected, atol=1e-5, rtol=0)
 
 
 def test_exact_filter_on_even_sizes_is_half_a_step_off_and_keeps_one_of_two_sides():
@@ -72,33 +72,33 @@ def test_exact_filter_on_even_sizes_is_half_a_step_off_and_keeps_one_of_two_side
     assert (-3, 0) in kept and (3, 0) not in kept
     images, y = 2 + wave(3, 0), torch.arange(HEIGHT).view(1, 1, -1, 1) / HEIGHT
     half = torch.polar(torch.full_like(y, 0.5), -2 * math.pi * 3 * y)  # what is left of the cosine is complex
-    torch.testing.assert_close(low_pass(3, "exact").low_pass(images), (2 + half).abs().expand_as(images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(low_pass(3, "exact").prepare(images), (2 + half).abs().expand_as(images), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("filter", ["exact", "centered"])
 def test_negative_pixels_come_out_positive(filter):
     """Radius 0.8 keeps frequency 0 (in `exact` it lies 0.71 off the centre); the official code takes the absolute value."""
     images = torch.full((1, 1, HEIGHT, WIDTH), -2.0)
-    torch.testing.assert_close(low_pass(0.8, filter).low_pass(images), -images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(low_pass(0.8, filter).prepare(images), -images, atol=1e-5, rtol=0)
 
 
 def test_statistics_are_undone_before_the_filter():
     """x = (pixel - mean) / std: a constant stays what it is only if the absolute value is taken of pixels."""
     images = torch.full((1, 1, HEIGHT, WIDTH), -1.5)
-    torch.testing.assert_close(low_pass(3, mean=0.5, std=0.2).low_pass(images), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(low_pass(3, mean=0.5, std=0.2).prepare(images), images, atol=1e-5, rtol=0)
 
 
 def test_large_radius_keeps_the_image():
     pixels = torch.rand(2, 1, HEIGHT, WIDTH) + 0.1
-    torch.testing.assert_close(low_pass(100).low_pass(pixels), pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(low_pass(100).prepare(pixels), pixels, atol=1e-5, rtol=0)
 
 
 def test_filter_does_not_mix_images_or_channels():
     images = torch.rand(2, 3, HEIGHT, WIDTH)
     target = LowPassTarget(PixelTarget(), 4, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
-    whole = target.low_pass(images)
+    whole = target.prepare(images)
     for channel, (mean, std) in enumerate(((0.1, 0.5), (0.2, 0.6), (0.3, 0.7))):
-        alone = low_pass(4, "exact", mean, std).low_pass(images[1:, channel:channel + 1])
+        alone = low_pass(4, "exact", mean, std).prepare(images[1:, channel:channel + 1])
         torch.testing.assert_close(whole[1:, channel:channel + 1], alone, atol=1e-5, rtol=0)
 
 
@@ -113,7 +113,7 @@ def test_target_of_low_frequencies_is_what_the_other_target_makes_of_them():
     images = torch.rand(2, 1, HEIGHT, WIDTH)
     inner = PatchNormalizedTarget(PATCH)
     target = LowPassTarget(inner, 3, [0.0], [1.0])
-    filtered = target.low_pass(images)
+    filtered = target.prepare(images)
     assert torch.equal(target(images), inner(filtered))
     torch.testing.assert_close(target.denormalize(target(images), images), filtered, atol=1e-4, rtol=1e-4)
 
