@@ -1,13 +1,15 @@
 """Runs the mains without paying for their imports each time: imports everything once, then forks for each run.
 
-Every run executes the main's file as `__main__` in a process of its own, exactly as `python main_x.py ...` does; only
-the libraries are in memory already, and the interpreter is not taken apart at the end (a second saved at either end).
+Every run executes the main's file as `__main__` in a process of its own, exactly as `python main_x.py ...` does, or a module
+as `python -m module ...`; only the libraries are in memory already, and the interpreter is not taken apart at the end (a
+second saved at either end).
 Started by `processes.Forks`; reads one JSON object a line on stdin, writes one back on stdout:
 {"start": [rank, ...], "group": bool} gives {"pids": [...]}, {"end_of": [pid, ...], "wait": bool} gives {"codes": [...]}.
 A process that has ended stays a zombie until it is asked for, so its number is not given to another meanwhile; later it may be.
 """
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -17,19 +19,18 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(sys.argv[1])  # the repository, or a copy of it
+# the mains, and what they import when it is needed
+IMPORTED = ("main_finetune", "main_linprobe", "main_simmim", "PIL.Image", "tensorboard.compat.proto.event_pb2",
+            "tensorboard.summary.writer.record_writer", "timm.data", "torch.distributed", "torch.utils.serialization.config")
 
 
 def main():
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    import tensorboard.compat.proto.event_pb2
-    import tensorboard.summary.writer.record_writer  # noqa: F401
-    import torch.distributed  # noqa: F401
-
-    import main_finetune  # noqa: F401
-    import main_linprobe  # noqa: F401
-    import main_simmim  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
     sys.modules["apex"] = None  # as if it were not installed, whatever this machine has
+    sys.modules["PIL.Image"].init()  # imports its formats
     gc.freeze()  # the children need not walk through all of this
     print(json.dumps({"ready": True}), flush=True)
     groups, codes = [], {}
@@ -98,12 +99,16 @@ def run(rank):
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.update(rank["env"])
-    sys.argv = [rank["script"], *rank["arguments"]]
+    script, arguments = rank["script"], rank["arguments"]
+    sys.argv = arguments if script == "-m" else [script, *arguments]
     code = 0
     try:
         if rank.get("prelude"):
             runpy.run_path(rank["prelude"], run_name="prelude")
-        runpy.run_path(str(ROOT / rank["script"]), run_name="__main__")
+        if script == "-m":
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as end:
         code = end.code or 0
     except BaseException:

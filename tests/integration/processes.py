@@ -63,11 +63,6 @@ def finish(process):
     return Result(process.returncode, out, err)
 
 
-def python(*command):
-    """Run `python <command>` in the repository root to its end."""
-    return finish(start(*command))
-
-
 def in_process(program, *arguments):
     """Run a tool, as `python tools/<program>.py <arguments>`, without the seconds that a process and its imports take."""
     code, out, err = 0, io.StringIO(), io.StringIO()
@@ -125,7 +120,8 @@ class Forks:
         """Start processes and return at once.
 
         Args:
-            ranks: [(script, arguments, environment), ...], one for each process.
+            ranks: [(script, arguments, environment), ...], one for each process; a script of "-m" runs the module that its
+                first argument names.
             group: whether they get a process group of their own, so that a signal can reach them and their children alone.
             prelude: Python file that each process runs before its script.
         Returns: [(pid, stdout file, stderr file), ...]; the first pid is the number of the group.
@@ -133,7 +129,7 @@ class Forks:
         orders = []
         for script, arguments, env in ranks:
             self.count += 1
-            orders.append({"script": script, "arguments": [str(word) for word in arguments], "env": env,
+            orders.append({"script": str(script), "arguments": [str(word) for word in arguments], "env": env,
                            "prelude": prelude and str(prelude),
                            "out": str(self.folder / f"{self.count}.out"), "err": str(self.folder / f"{self.count}.err")})
         pids = self._ask(start=orders, group=group)["pids"]

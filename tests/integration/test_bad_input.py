@@ -354,12 +354,11 @@ def test_error_says_what_helps_when_the_only_checkpoint_is_truncated(forks, cfg,
 
 # ---- the same through real processes ------------------------------------------------------------------------------
 
-def test_real_processes_end_with_one_line_and_an_exit_code(cfg, images, output, tmp_path):
+def test_real_processes_end_with_one_line_and_an_exit_code(forks, cfg, images, output, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1]
     alone = start(FINETUNE_MAIN, "--cfg", cfg.finetune, "--data-path", images, "--output", output, "--eval")
-    launched = start(*torchrun, PRETRAIN_MAIN, "--cfg", cfg.pretrain, "--data-path", tmp_path / "nowhere", "--output", output)
+    result = forks.run(*torchrun, PRETRAIN_MAIN, "--cfg", cfg.pretrain, "--data-path", tmp_path / "nowhere", "--output", output)
     assert_names(error_line(finish(alone)), "--eval needs weights")
-    result = finish(launched)
     assert result.code != 0
     ours = [line for line in result.err.splitlines() if "error: data folder" in line]  # beside what the launcher says
     assert len(ours) == 1 and "nowhere does not exist" in ours[0]

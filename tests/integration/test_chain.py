@@ -9,7 +9,7 @@ from PIL import Image
 
 from config import load_config
 
-from .processes import opts, python
+from .processes import finish, opts, start
 from .recipes import CLASSES, PRETRAIN, VAL_IMAGES
 from .runs import accuracies, changed, checkpoint, checkpoint_names, log_of, records, snapshot
 
@@ -22,7 +22,7 @@ def pretraining(cfg, images, tmp_path_factory):
     output = tmp_path_factory.mktemp("chain")
     command = ["main_simmim.py", "--cfg", cfg.pretrain, "--data-path", images / "train", "--output", output]
     settings = {"TRAIN.EPOCHS": 2, "DATA.VAL_PATH": images / "val"}
-    result = python(*command, *opts(settings)).checked()
+    result = finish(start(*command, *opts(settings))).checked()  # by a real interpreter, whose warnings would be seen
     folder = output / "pretrain" / "default"
     return SimpleNamespace(folder=folder, output=output, result=result, command=command, settings=settings,
                            files=snapshot(folder))
@@ -44,10 +44,10 @@ def longer(pretraining, repeated, forks):
 
 
 @pytest.fixture(scope="module")
-def finetuning(cfg, images, pretraining, longer):
+def finetuning(forks, cfg, images, pretraining, longer):
     """Three epochs from the pre-trained checkpoint; `command` lacks what to start from."""
     command = ["main_finetune.py", "--cfg", cfg.finetune, "--data-path", images, "--output", pretraining.output]
-    result = python(*command, "--pretrained", pretraining.folder / "ckpt_epoch_2.pth", *opts({"TRAIN.EPOCHS": 3})).checked()
+    result = forks.run(*command, "--pretrained", pretraining.folder / "ckpt_epoch_2.pth", *opts({"TRAIN.EPOCHS": 3})).checked()
     folder = pretraining.output / "finetune" / "default"
     return SimpleNamespace(folder=folder, result=result, command=command, files=snapshot(folder))
 

@@ -1,8 +1,6 @@
 """tools/export.py: written programs give what the model gives, and nothing is written that does not."""
 import copy
 import json
-import resource
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -160,18 +158,15 @@ def test_folder_is_not_replaced(tmp_path, monkeypatch, capsys):
     assert "model.pt2 is a folder" in error
 
 
-def test_file_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
+def test_file_that_does_not_fit_on_the_disk_leaves_the_old_one(forks, tmp_path):
     (tmp_path / "taken.pt2").write_text("mine")
     case = prepare(tmp_path, "vit")
-
-    def limit_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-
-    command = [sys.executable, export.__file__, *case.arguments, "--to", "torch", tmp_path / "taken.pt2", "--force"]
-    result = subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True)
-    assert result.returncode == 2 and "error: [Errno" in result.stderr.splitlines()[-1]
+    (tmp_path / "limit.py").write_text("import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n")
+    arguments = [*case.arguments, "--to", "torch", tmp_path / "taken.pt2", "--force"]
+    [(pid, _, err)] = forks.start([("tools/export.py", arguments, {})], prelude=tmp_path / "limit.py")
+    assert forks.codes([pid], wait=True) == [2] and "error: [Errno" in err.read_text().splitlines()[-1]
     assert (tmp_path / "taken.pt2").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "taken.pt2", "weights.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["limit.py", "recipe.yaml", "taken.pt2", "weights.pth"]
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])

@@ -6,7 +6,7 @@ import torch
 
 from config import load_config
 
-from .processes import ROOT, finish, free_port, opts, start
+from .processes import ROOT, free_port, launcher_environments, opts
 from .runs import accuracies, checkpoint, losses, records
 
 SMALL = {"TRAIN.EPOCHS": 1, "TRAIN.WARMUP_EPOCHS": 0, "TRAIN.LR_SCHEDULER.NAME": "cosine",
@@ -104,11 +104,6 @@ def recipe(name):
     return f"configs/{name}.yaml"
 
 
-def launch(*arguments):
-    """Start `python -m torch.distributed.launch --nproc_per_node 1 <arguments>`."""
-    return start("-m", "torch.distributed.launch", "--nproc_per_node", 1, "--master_port", free_port(), *arguments)
-
-
 def run_name(name):
     """The last two folders of the runs of a recipe, MODEL.NAME/TAG."""
     tag = name.split("/")[1]
@@ -130,18 +125,22 @@ def test_recipe_files_of_this_test_are_all_that_there_are():
 # ---- the three commands of the official README, under torch.distributed.launch -------------------------------------
 
 @pytest.fixture(scope="module")
-def readme(images, tmp_path_factory):
-    """Pre-training, fine-tuning, evaluation, as the README has them."""
+def readme(forks, images, tmp_path_factory):
+    """Pre-training, fine-tuning, evaluation, as the README has them; the last two as the launcher starts its process."""
+    def launched(script, *arguments):
+        return forks.run(script, "--local-rank=0", *arguments, **launcher_environments(1)[0]).checked()
+
     output = tmp_path_factory.mktemp("readme")
     small = [opts(PRETRAIN[PRETRAINED]), opts(FINETUNE[RELEASED])]
-    pretrain = finish(launch("main_simmim.py", "--cfg", recipe(PRETRAINED), "--batch-size", 8, "--data-path", images / "train",
-                             "--output", output, "--tag", "job", *small[0])).checked()
+    pretrain = forks.run("-m", "torch.distributed.launch", "--nproc_per_node", 1, "--master_port", free_port(),
+                         "main_simmim.py", "--cfg", recipe(PRETRAINED), "--batch-size", 8, "--data-path", images / "train",
+                         "--output", output, "--tag", "job", *small[0]).checked()
     weights = output / "simmim_pretrain" / "job" / "ckpt_epoch_0.pth"
-    finetune = finish(launch("main_finetune.py", "--cfg", recipe(RELEASED), "--batch-size", 8, "--data-path", images,
-                             "--pretrained", weights, "--output", output, "--tag", "job", *small[1])).checked()
+    finetune = launched("main_finetune.py", "--cfg", recipe(RELEASED), "--batch-size", 8, "--data-path", images,
+                        "--pretrained", weights, "--output", output, "--tag", "job", *small[1])
     folder = output / "simmim_finetune" / "job"
-    evaluate = finish(launch("main_finetune.py", "--eval", "--cfg", recipe(RELEASED), "--resume", folder / "ckpt_epoch_0.pth",
-                             "--data-path", images, "--output", output / "eval", *small[1])).checked()
+    evaluate = launched("main_finetune.py", "--eval", "--cfg", recipe(RELEASED), "--resume", folder / "ckpt_epoch_0.pth",
+                        "--data-path", images, "--output", output / "eval", *small[1])
     return SimpleNamespace(pretrain=pretrain, finetune=finetune, evaluate=evaluate, folder=folder, output=output)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from models.build import METHODS
 
-from .processes import ROOT, finish, free_port, opts, start
+from .processes import ROOT, opts
 from .recipes import SWIN, VAL_IMAGES, VIT, method_settings
 from .runs import checkpoint, losses, records
 
@@ -15,26 +15,21 @@ SAME_ON_EACH_RANK = {"AUG.MIXUP": 0.0, "AUG.CUTMIX": 0.0, "MODEL.DROP_PATH_RATE"
 VIT_MEAN = {**VIT, "MODEL.VIT.USE_MEAN_POOLING": True, "MODEL.DROP_PATH_RATE": 0.0}
 
 
-def start_launcher(launcher, script, *arguments):
-    """Two processes under torchrun or torch.distributed.launch; returns at once."""
-    if launcher == "torchrun":
-        return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, script, *arguments)
-    return start("-m", "torch.distributed.launch", "--nproc_per_node", 2, "--master_port", free_port(), script, *arguments)
-
-
 @pytest.fixture(scope="module")
-def launched(cfg, images, tmp_path_factory):
-    """Pre-training on two processes, batch 4 each: Swin by torchrun, ViT with mean pooling by torch.distributed.launch.
+def launched(forks, cfg, images, tmp_path_factory):
+    """Pre-training on two processes, batch 4 each: Swin by torchrun, ViT with mean pooling as a launcher starts them.
 
     Returns: run folder by name, and the warnings on stderr.
     """
     output = tmp_path_factory.mktemp("launched")
-    jobs = []
-    for launcher, name, settings in (("torchrun", "swin", {}), ("launch", "vit", VIT_MEAN)):
-        jobs.append(start_launcher(
-            launcher, "main_simmim.py", "--cfg", cfg.pretrain, "--data-path", images / "train", "--output", output, "--tag",
-            name, "--batch-size", 4, *opts({**TWO_EPOCHS, **settings, "DATA.VAL_PATH": images / "val"})))
-    warnings = [line for job in jobs for line in finish(job).checked().err.splitlines() if "Warning" in line]
+
+    def command(name, settings):
+        return ("main_simmim.py", "--cfg", cfg.pretrain, "--data-path", images / "train", "--output", output, "--tag", name,
+                "--batch-size", 4, *opts({**TWO_EPOCHS, **settings, "DATA.VAL_PATH": images / "val"}))
+
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    results = [forks.run(*torchrun, *command("swin", {})), *forks.run_ranks(2, *command("vit", VIT_MEAN))]
+    warnings = [line for result in results for line in result.checked().err.splitlines() if "Warning" in line]
     return {"swin": output / "pretrain" / "swin", "vit": output / "pretrain" / "vit", "warnings": warnings}
 
 

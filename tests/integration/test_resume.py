@@ -1,5 +1,7 @@
 """A run that was interrupted and continued ends with the weights of one that was not, to the last bit."""
+import os
 import shutil
+import signal
 import time
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import torch
 
 from models.build import METHODS
 
-from .processes import finish, opts, start
+from .processes import opts
 from .recipes import method_settings
 from .runs import changed, checkpoint, checkpoint_names, cut_back, log_of, losses, records, snapshot, truncate, unequal
 
@@ -107,16 +109,16 @@ def test_every_method_resumes_to_the_weights_of_an_uninterrupted_run(method, tra
     assert records(folder, "val")[-1]["loss"] == records(whole, "val")[-1]["loss"]
 
 
-def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(train, cfg, images, tmp_path):
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(train, forks, cfg, images, tmp_path):
     settings = {"TRAIN.EPOCHS": 20, "MODEL.DROP_PATH_RATE": 0.1, "VIS_FREQ": 0}
     whole, _ = train("pretrain", tmp_path / "whole", settings=settings)
     killed = tmp_path / "killed" / "pretrain" / "default"
-    process = start("main_simmim.py", "--cfg", cfg.pretrain, "--data-path", images / "train", "--output", tmp_path / "killed",
-                    *opts(settings))
-    while process.poll() is None and not (killed / "ckpt_epoch_3.pth").exists():
+    command = ["--cfg", cfg.pretrain, "--data-path", images / "train", "--output", tmp_path / "killed", *opts(settings)]
+    [(pid, *_)] = forks.start([("main_simmim.py", command, {})])
+    while forks.codes([pid]) == [None] and not (killed / "ckpt_epoch_3.pth").exists():
         time.sleep(0.002)
-    process.kill()
-    finish(process)
+    os.kill(pid, signal.SIGKILL)
+    forks.codes([pid], wait=True)
     assert not (killed / "encoder.pth").exists()  # it had not come to its end
     train("pretrain", tmp_path / "killed", settings=settings)
     assert unequal(checkpoint(killed, 19)["model"], checkpoint(whole, 19)["model"]) == []

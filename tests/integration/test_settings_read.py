@@ -1,13 +1,11 @@
 """Every setting that a program reads is declared as read by it: otherwise config.yaml of a run would not have it."""
 import json
-import subprocess
-import sys
 
 import pytest
 
 from utils.settings import JOBS
 
-from .processes import ROOT, environment, opts
+from .processes import opts
 
 # reads that do not count: pre-training refuses a number of images per class, the log's first line names the method, and a
 # frozen encoder is built without dropout
@@ -59,17 +57,17 @@ print("FOUND" + json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def found(cfg, images, pretrained_run, tmp_path_factory):
+def found(forks, cfg, images, pretrained_run, tmp_path_factory):
     """{job: [keys that one epoch of it reads, keys that are declared as read by it]}."""
-    common = {"OUTPUT": tmp_path_factory.mktemp("watched"), "TRAIN.EPOCHS": 1, "DATA.DATA_PATH": images}
+    folder = tmp_path_factory.mktemp("watched")
+    common = {"OUTPUT": folder, "TRAIN.EPOCHS": 1, "DATA.DATA_PATH": images}
     runs = {"pretrain": (cfg.pretrain, common | {"DATA.DATA_PATH": images / "train", "DATA.VAL_PATH": images / "val"}),
             "finetune": (cfg.finetune, common | {"PRETRAINED": pretrained_run / "encoder.pth"}),
             "probe": (cfg.finetune, common | {"PRETRAINED": pretrained_run / "encoder.pth", "PROBE.AUGMENT": "True",
                                               "MODEL.NAME": "linprobe", "AUG.AUTO_AUGMENT": "none"})}
     words = json.dumps({job: (str(path), opts(settings)[1:]) for job, (path, settings) in runs.items()})
-    result = subprocess.run([sys.executable, "-c", WATCH, words], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.partition("FOUND")[2])
+    (folder / "watch.py").write_text(WATCH, encoding="utf-8")
+    return json.loads(forks.run(folder / "watch.py", words).checked().out.partition("FOUND")[2])
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"timm", "data.loader", "data.demo"}
 BRINGS_NOT = {"data.transforms": HEAVY, "data.masks": HEAVY, "data.datasets": HEAVY,
               "inference": HEAVY | {"engine", "optimizer", "lr_scheduler", "resume", "logger", "tensorboard"}}
-# one interpreter with torch in it, which all of them need; a copy of it imports each
+# one interpreter with what most of them need in it; a copy of it imports each
 LOOK = """
-import importlib, os, sys, torch
+import importlib, os, sys, torch, torchvision
 for name in sys.argv[1:]:
     if not os.fork():
         importlib.import_module(name)
