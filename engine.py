@@ -36,13 +36,16 @@ from utils.devices import packed, to_device
 from utils.heartbeat import Heartbeat
 from utils.lock import FolderLock
 from utils.meters import Meter, peak_memory_mb
-from utils.origin import origin
+from utils.origin import in_words, origin
 from utils.precision import build_precision, computes_in_bfloat16
 from utils.seeding import STEP, seed_globals
 from utils.sharding import is_sharded, whole
 from watch import Watch
 
 log = logging.getLogger("simmim.engine")
+
+COUNTS = ("images", "unreadable")  # what a validation gives beside its numbers
+
 
 class Updater:
     """One optimizer step from one or several micro-batches.
@@ -177,7 +180,7 @@ def start(config):
     device = distributed.start(config.LOCAL_RANK, config.DIST_TIMEOUT_MINUTES)
     create_logger(distributed.rank())
     if distributed.rank() == 0:
-        for name, text in origin(device).items():
+        for name, text in in_words(origin(device)).items():
             log.debug("%s: %s", name, text)
     precision = build_precision(config.AMP_OPT_LEVEL, config.AMP_BACKEND, device)
     seed_globals(config.SEED)  # the same start on every rank
@@ -300,7 +303,9 @@ def open_run(job):
             log.warning("%s of %s ends before the checkpoint: what is missing is lost, training is not", ", ".join(lost),
                         job.folder)
     job.loader.bad.read(job.folder)
-    job.metrics = MetricWriter(job.folder if first else None, job.place.epoch * len(job.loader) + job.place.batches)
+    step = job.place.epoch * len(job.loader) + job.place.batches
+    job.metrics = MetricWriter(job.folder if first else None, step)
+    job.metrics.start(step, job.place.epoch, origin(job.device), dump(job.config, job.task))
     distributed.barrier()
     if is_sharded(job.model) and not os.path.exists(os.path.join(job.folder, "config.yaml")):
         raise ValueError(f"this machine does not see {job.folder} of rank 0, into which every process of a sharded run writes "
@@ -408,8 +413,10 @@ def _validate(job, watch):
         with average.in_place():
             averaged = job.validate(epoch)
     if numbers:
-        of_average = {f"ema_{name}": value for name, value in averaged.items() if name not in ("images", "unreadable")}
-        job.metrics.write("val", job.place.epoch * len(job.loader), epoch=epoch, **numbers, **of_average)
+        of_average = {f"ema_{name}": value for name, value in averaged.items() if name not in COUNTS}
+        step = last_iteration(job, epoch)
+        job.metrics.write("val", step, epoch=epoch, **numbers, **of_average)
+        job.metrics.draw(step, {f"val/{name}": value for name, value in (numbers | of_average).items() if name not in COUNTS})
     if _is_best(job, epoch, numbers, job.best, job.best_epoch):
         job.best, job.best_epoch = numbers[job.score], epoch
         job.writer.wait()  # the best without a checkpoint to go on from would be in the way of the next start
@@ -419,6 +426,11 @@ def _validate(job, watch):
         job.writer.wait()
         save_best(job, epoch, average=True)
     job.place.validated = True
+
+
+def last_iteration(job, epoch):
+    """Number of the last iteration of an epoch, counted over the run: the step of what is written at its end."""
+    return (epoch + 1) * len(job.loader) - 1
 
 
 def _is_best(job, epoch, numbers, best, best_epoch):
@@ -501,8 +513,8 @@ class Clock:
 
     def __init__(self):
         self.begin = self.mark = self.waiting_since = time.time()
-        self.data = self.total = 0.0
-        self.batches = 0
+        self.data = self.total = self.total_data = 0.0
+        self.batches = self.total_batches = 0
 
     def data_arrived(self):
         self.data += time.time() - self.waiting_since
@@ -511,11 +523,16 @@ class Clock:
     def waits_for_data(self):
         self.waiting_since = time.time()
 
+    def waiting(self):
+        """Share of the time up to the last lap that was spent waiting for data."""
+        return self.total_data / max(self.total, 1e-9)
+
     def lap(self):
         """(seconds a batch, seconds of waiting a batch) since the last lap."""
         now = time.time()
         each, waiting = (now - self.mark) / max(self.batches, 1), self.data / max(self.batches, 1)
-        self.total = now - self.begin
+        self.total, self.total_data, self.total_batches = (
+            now - self.begin, self.total_data + self.data, self.total_batches + self.batches)
         self.mark, self.data, self.batches = now, 0.0, 0
         return each, waiting
 
@@ -527,7 +544,8 @@ def _report(job, epoch, i, rate, meters, clock, progress, watch):
     loss, average, norm = (distributed.sum_over_processes(numbers) / distributed.world_size()).tolist()
     skipped = int(updater.skipped)
     each, waiting = clock.lap()
-    images = config.DATA.BATCH_SIZE * distributed.world_size() / max(each, 1e-9)
+    per_batch, step = config.DATA.BATCH_SIZE * distributed.world_size(), epoch * num_batches + i
+    images = per_batch / max(each, 1e-9)
     memory = peak_memory_mb(job.device)
     left = each * (num_batches - i - 1)
     progress.set_postfix_str(f"loss {loss:.4f} lr {rate:.2e}")
@@ -535,8 +553,14 @@ def _report(job, epoch, i, rate, meters, clock, progress, watch):
             f"time {each:.4f} data {waiting:.4f}\tloss {loss:.4f} ({average:.4f})\tgrad_norm {norm:.4f}\t"
             f"{images:.0f} images/s\tmem {memory:.0f}MB" + (f"\tskipped {skipped}" if skipped else ""))
     log.log(logging.DEBUG if progress.disable is False else logging.INFO, line)
-    job.metrics.write("train", epoch * num_batches + i, epoch=epoch, loss=loss, loss_epoch=average, lr=rate, grad_norm=norm,
-                      time=each, data_time=waiting, images_per_second=images, memory_mb=memory, skipped=skipped)
+    job.metrics.write("train", step, epoch=epoch, loss=loss, loss_epoch=average, lr=rate, grad_norm=norm, time=each,
+                      data_time=waiting, images_per_second=images, memory_mb=memory, skipped=skipped)
+    curves = {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm} | ({"train/skipped": skipped} if skipped else {})
+    if i == num_batches - 1:  # what begins anew with each epoch is drawn once it is over
+        speed = per_batch * clock.total_batches / max(clock.total, 1e-9)
+        curves |= {"train/epoch": epoch + 1, "train/loss_epoch": average, "train/images_per_second": speed,
+                   "train/waiting_for_data_percent": 100 * clock.waiting()}
+    job.metrics.draw(step, curves)
     collapsed = watch.collapse.add(loss, norm)
     if collapsed:
         log.warning("epoch %d, iteration %d: %s", epoch, i, collapsed)

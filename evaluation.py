@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from config import encoder_config, image_size, run_folder
-from logger import json_line, log_to_file
+from logger import log_to_file, record_line
 from utils import distributed, stopping
 from utils.confusion import Confusion
 from utils.confusion_picture import confusion_picture
@@ -194,7 +194,7 @@ def append_records(config, kind, records):
         key = {"key": config.PRETRAINED_KEY} if config.PRETRAINED_KEY else {}
         with open(os.path.join(run_folder(config), "metrics.jsonl"), "a", encoding="utf-8") as file:
             for record in records:
-                file.write(json_line({"kind": kind, "weights": config.MODEL.RESUME or config.PRETRAINED, **key, **record}))
+                file.write(record_line(kind, weights=config.MODEL.RESUME or config.PRETRAINED, **key, **record))
 
 
 @torch.no_grad()

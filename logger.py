@@ -3,21 +3,22 @@ import json
 import logging
 import math
 import os
-import socket
 import sys
-import time
-from io import BytesIO
+from datetime import datetime, timezone
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from termcolor import colored
 from tqdm import tqdm
 
+from utils.board import Board
 from utils.files import naming, replacing
+from utils.origin import in_words
 
 ROOT = "simmim"
 LINE = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
 METRICS, BOARD = "metrics.jsonl", "tensorboard"  # files of a run
+AGAIN = ("train", "val")  # kinds of records that a run which goes on writes again
 TIME = "%Y-%m-%d %H:%M:%S"
 
 
@@ -90,59 +91,17 @@ def _coloured_line():
     return f"{colored('[%(asctime)s %(name)s]', 'green', force_color=True)} {where}: %(levelname)s %(message)s"
 
 
-def json_line(record):
-    """One record as a line of JSON; NaN and infinity, which JSON lacks, become null."""
+def record_line(kind, **values):
+    """One record as a line of JSON, with the time it is written at; NaN and infinity, which JSON lacks, become null."""
+    record = {"kind": kind, "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **values}
     finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-class Board:
-    """An event file of TensorBoard, written at once.
-
-    torch's SummaryWriter writes in a thread: what it can't write, on a full disk say, it says when it is too late.
-
-    Args:
-        folder: where the file goes; each start of a run has its own.
-        step: where the run goes on; TensorBoard forgets what it has seen of an earlier start from there on.
-    """
-
-    def __init__(self, folder, step=0):
-        from tensorboard.compat.proto import event_pb2, summary_pb2  # other ranks need them not
-        from tensorboard.summary.writer.record_writer import RecordWriter
-        self.events, self.summaries = event_pb2, summary_pb2
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.records = RecordWriter(open(folder / name, "ab"))
-        self._add(file_version="brain.Event:2")
-        if step:
-            self._add(step=step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
-        self.flush()
-
-    def scalar(self, tag, step, value):
-        self._summary(step, tag=tag, simple_value=value)
-
-    def picture(self, tag, step, picture):
-        """Add a PIL image in RGB."""
-        encoded = BytesIO()
-        picture.save(encoded, format="png")
-        self._summary(step, tag=tag, image=self.summaries.Summary.Image(
-            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=encoded.getvalue()))
-
-    def _summary(self, step, **value):
-        self._add(step=step, summary=self.summaries.Summary(value=[self.summaries.Summary.Value(**value)]))
-
-    def _add(self, **what):
-        self.records.write(self.events.Event(wall_time=time.time(), **what).SerializeToString())
-
-    def flush(self):
-        self.records.flush()
-
-    def close(self):
-        self.records.close()
-
-
 class MetricWriter:
     """Numbers and pictures of a run: one JSON object a line in metrics.jsonl, and TensorBoard events beside it.
+
+    A step is the iteration after which something was written, counted from 0 over the run, here and there.
 
     Args:
         folder: run folder, or None to write nothing (ranks other than 0).
@@ -159,31 +118,47 @@ class MetricWriter:
                 self.file = open(self.folder / METRICS, "a", encoding="utf-8")
                 self.board = Board(self.folder / BOARD, step)
 
-    def write(self, kind, step, **values):
-        """Add one record.
+    def start(self, step, epoch, origin, config):
+        """Note that a run starts here, or goes on.
 
         Args:
-            kind: train | val | eval; the record's `kind`, and the group in TensorBoard.
-            step: iteration, counted over the run.
-            values: numbers.
+            step, epoch: the iteration that comes next, and the number of its epoch.
+            origin: from utils.origin.origin.
+            config: the settings as text.
+        """
+        if self.file:
+            self.write("start", step, epoch=epoch, **origin)
+            with naming(self.folder / BOARD):
+                self.board.lines("run/start", step, {"epoch": epoch, "step": step, **in_words(origin)})
+                self.board.block("run/settings", step, config)
+                self.board.flush()
+
+    def write(self, kind, step, **values):
+        """Add one record to metrics.jsonl.
+
+        Args:
+            kind: start | train | val.
         """
         if self.file:
             with naming(self.folder / METRICS):
-                self.file.write(json_line({"kind": kind, "step": step, **values}))
+                self.file.write(record_line(kind, step=step, **values))
                 self.file.flush()
+
+    def draw(self, step, curves):
+        """Add a point to each of some curves {group/name: number} in TensorBoard."""
+        if self.file:
             with naming(self.folder / BOARD):
-                for name, value in values.items():
-                    if name != "epoch":
-                        self.board.scalar(f"{kind}/{name}", step, value)
+                for name, value in curves.items():
+                    self.board.scalar(name, step, value)
                 self.board.flush()
 
-    def picture(self, name, step, picture):
-        """Save a PIL image as <folder>/<name>/epoch_<step>.png and show it in TensorBoard."""
+    def picture(self, name, epoch, step, picture):
+        """Save a PIL image as <folder>/<name>/epoch_<epoch>.png and show it in TensorBoard, among what belongs to `val`."""
         if self.file:
-            with replacing(self.folder / name / f"epoch_{step:04d}.png") as path:
+            with replacing(self.folder / name / f"epoch_{epoch:04d}.png") as path:
                 picture.save(path, format="png")
             with naming(self.folder / BOARD):
-                self.board.picture(name, step, picture)
+                self.board.picture(f"val/{name}", step, picture)
                 self.board.flush()
 
     def position(self):
@@ -207,7 +182,7 @@ def _numbers_in(folder):
 
 
 def cut_back(folder, position):
-    """Remove what a run wrote after its checkpoint; it will write it again. Records of evaluations stay.
+    """Remove what a run wrote after its checkpoint; it will write it again. Records of evaluations and of starts stay.
 
     Args:
         folder: run folder.
@@ -234,7 +209,7 @@ def cut_back(folder, position):
 
 def _cut_records(path, size):
     content = path.read_bytes()
-    others = [line for line in content[size:].splitlines(keepends=True) if _kind(line) not in ("train", "val")]
+    others = [line for line in content[size:].splitlines(keepends=True) if _kind(line) not in AGAIN]
     if content[size:] != b"".join(others):
         with replacing(path) as temporary:
             temporary.write_bytes(content[:size] + b"".join(others))

@@ -16,7 +16,7 @@ import torch
 from checks import check_job
 from config import load_config, pixel_statistics, run_folder, scaled_config
 from data import build_loader
-from engine import Job, build_for_training, build_updater, fit, running, start
+from engine import Job, build_for_training, build_updater, fit, last_iteration, running, start
 from evaluation import heldout_loss, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
@@ -84,7 +84,7 @@ def draw(job, loaders, epoch):
     """The fixed grid of reconstructions, every VIS_FREQ epochs."""
     config = job.config
     if config.VIS_FREQ and (epoch % config.VIS_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1):
-        job.metrics.picture("reconstructions", epoch, picture(job, loaders.pictures))
+        job.metrics.picture("reconstructions", epoch, last_iteration(job, epoch), picture(job, loaders.pictures))
 
 
 def validate(job, loaders, epoch):

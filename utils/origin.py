@@ -5,10 +5,13 @@ import shlex
 import socket
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from utils import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -16,14 +19,22 @@ PATIENCE = 10  # seconds for git, which a slow disk may keep waiting
 
 
 def origin(device):
-    """Lines for the head of a log.
+    """What a record of a start says.
 
     Args:
         device: torch.device that is computed on.
-    Returns: {name: text}, in order: command, commit, versions, machine.
+    Returns: {command, commit, versions: {name: number}, host, cores, device, processes}.
     """
-    return {"command": shlex.join([sys.executable, *sys.argv]), "commit": commit(), "versions": _versions(),
-            "machine": f"{socket.gethostname()}, {os.cpu_count()} cores, {_device(device)}"}
+    return {"command": shlex.join([sys.executable, *sys.argv]), "commit": _commit_of_start(), "versions": _versions(),
+            "host": socket.gethostname(), "cores": os.cpu_count(), "device": _device(device),
+            "processes": distributed.world_size()}
+
+
+def in_words(origin):
+    """{name: text} of an origin, for the head of a log."""
+    machine = "{host}, {cores} cores, {device}".format(**origin)
+    return {"command": origin["command"], "commit": origin["commit"], "versions": _listed(origin["versions"]),
+            "machine": f"{machine}, {origin['processes']} processes" if origin["processes"] > 1 else machine}
 
 
 def commit(root=ROOT):
@@ -37,10 +48,19 @@ def commit(root=ROOT):
     return f"{name}, {f'{len(changes.splitlines())} files changed since' if changes else 'clean'}"
 
 
+@cache
+def _commit_of_start():
+    """The commit as it was when the program began; the files may change while it runs."""
+    return commit()
+
+
 def _versions():
-    found = {"Python": platform.python_version(), "torch": torch.__version__, "CUDA": torch.version.cuda or "none",
-             "driver": _driver(), "timm": _of_package("timm")}
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+    return {"Python": platform.python_version(), "torch": torch.__version__, "CUDA": torch.version.cuda or "none",
+            "driver": _driver(), "timm": _of_package("timm")}
+
+
+def _listed(versions):
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _of_package(name):

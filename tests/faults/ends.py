@@ -8,7 +8,8 @@ from tests.integration.runs import unequal
 from utils.checkpoint import load_checkpoint
 
 SAME = ("model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy", "best_epoch")
-TIMES = {"time", "data_time", "images_per_second", "memory_mb"}  # of the machine, not of the training
+TIMES = {"timestamp", "time", "data_time", "images_per_second", "memory_mb",
+         "waiting_for_data_percent"}  # of the machine, not of the training
 
 
 def difference(folder, reference, last, numbers=True):
@@ -45,9 +46,10 @@ def unfinished(folder):
 
 
 def metrics(folder):
-    """Records of metrics.jsonl without what is of the machine; a broken line fails."""
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES}
-            for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Records of metrics.jsonl without those of starts and without what is of the machine; a broken line fails."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in map(json.loads, lines)
+            if record["kind"] != "start"]
 
 
 def scalars(folder):

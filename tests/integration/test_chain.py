@@ -107,10 +107,30 @@ def test_tensorboard_events_hold_curves_and_pictures(pretraining):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(pretraining.folder / "tensorboard")).Reload()
     tags = events.Tags()
-    assert {"train/loss", "train/lr", "val/loss"} <= set(tags["scalars"])
-    assert "reconstructions" in tags["images"]
+    assert set(tags["scalars"]) == {"train/loss", "train/lr", "train/grad_norm", "train/epoch", "train/loss_epoch",
+                                    "train/images_per_second", "train/waiting_for_data_percent", "val/loss"}
+    assert tags["images"] == ["val/reconstructions"] and set(tags["tensors"]) == {"run/start", "run/settings"}
     logged = [record["loss"] for record in records(pretraining.folder, "val")[:2]]
     assert [event.value for event in events.Scalars("val/loss")][:2] == pytest.approx(logged, rel=1e-6)
+
+
+def test_what_belongs_to_an_epoch_stands_at_its_last_iteration(pretraining):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(pretraining.folder / "tensorboard")).Reload()
+    ends = [STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH - 1]
+    for tag in ("train/epoch", "train/loss_epoch", "train/images_per_second", "train/waiting_for_data_percent", "val/loss"):
+        assert [event.step for event in events.Scalars(tag)][:2] == ends
+    assert [event.step for event in events.Images("val/reconstructions")][:2] == ends
+    assert [event.value for event in events.Scalars("train/epoch")][:2] == [1, 2]
+    assert [record["step"] for record in records(pretraining.folder, "val")][:2] == ends
+
+
+def test_every_start_is_a_record(pretraining, longer):
+    """Two epochs, then the third; the start between them, of a finished run, changed nothing."""
+    starts = records(pretraining.folder, "start")
+    assert [(start["epoch"], start["step"], start["processes"]) for start in starts] == [(0, 0, 1), (2, 2 * STEPS_PER_EPOCH, 1)]
+    assert all("main_simmim.py" in start["command"] and start["versions"]["torch"] == torch.__version__ for start in starts)
+    assert all(record["timestamp"] for kind in ("start", "train", "val") for record in records(pretraining.folder, kind))
 
 
 def test_reconstruction_pictures_have_a_row_for_each_image_and_four_columns(pretraining):

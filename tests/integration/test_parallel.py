@@ -141,6 +141,7 @@ def test_evaluation_on_two_processes_gives_the_numbers_of_one_when_the_images_do
     assert len(one) == len(two) == 1
     for name in ("loss", "confidence"):
         assert two[0].pop(name) == pytest.approx(one[0].pop(name), rel=1e-6)
+    assert one[0].pop("timestamp") <= two[0].pop("timestamp")
     assert two == one
     assert one[0]["images"] == VAL_IMAGES
     folders = [tmp_path / name / "finetune" / "default" / "eval" / "001_ckpt_epoch_0" for name in ("one", "two")]

@@ -1,6 +1,7 @@
 """Console, log files and metrics of a run."""
 import json
 import logging
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
@@ -73,7 +74,13 @@ def test_creating_twice_writes_each_line_once(capsys):
 # ---- metrics ------------------------------------------------------------------------------------------------------
 
 def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Records of metrics.jsonl without their times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "timestamp"} for line in lines]
+
+
+START = {"command": "python main_simmim.py --data-path <a|b>", "commit": "unknown", "versions": {"torch": "2.6"}, "host": "h",
+         "cores": 2, "device": "cpu", "processes": 1}
 
 
 def test_each_record_is_a_line_of_json_and_there_at_once(tmp_path):
@@ -84,6 +91,28 @@ def test_each_record_is_a_line_of_json_and_there_at_once(tmp_path):
                                          {"kind": "val", "step": 7, "epoch": 0, "top1": 12.5}]
     writer.close()
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_each_record_has_the_time_it_was_written_at(tmp_path):
+    writer = MetricWriter(tmp_path)
+    before = datetime.now(timezone.utc)
+    writer.start(0, 0, START, "A: 1\n")
+    writer.write("train", 0, loss=1.0, time=0.25)
+    times = [datetime.fromisoformat(json.loads(line)["timestamp"]) for line in
+             (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert before - timedelta(seconds=1) < times[0] <= times[1] <= datetime.now(timezone.utc)
+    assert records(tmp_path)[1]["time"] == 0.25  # seconds of a batch
+
+
+def test_start_is_a_record_and_two_texts_of_the_board(tmp_path):
+    writer = MetricWriter(tmp_path, 7)
+    writer.start(7, 2, START, "DATA:\n  IMG_SIZE: 64\n# a | b\n")
+    writer.close()
+    assert records(tmp_path) == [{"kind": "start", "step": 7, "epoch": 2, **START}]
+    texts = {tag: (event.step, event.tensor_proto.string_val[0].decode()) for tag in ("run/start", "run/settings")
+             for event in board(tmp_path).Tensors(tag)}
+    assert texts["run/settings"] == (7, "    DATA:\n      IMG_SIZE: 64\n    # a | b\n")
+    assert texts["run/start"][0] == 7 and "--data-path &lt;a|b&gt;</code>" in texts["run/start"][1]
 
 
 def test_records_of_an_earlier_start_are_kept(tmp_path):
@@ -109,34 +138,43 @@ def test_number_that_is_not_finite_stays_readable_for_strict_parsers(tmp_path):
 
 def test_pictures_are_saved_under_their_name_and_epoch(tmp_path):
     writer = MetricWriter(tmp_path)
-    writer.picture("reconstructions", 12, Image.new("RGB", (6, 4), "red"))
+    writer.picture("reconstructions", 12, 700, Image.new("RGB", (6, 4), "red"))
     writer.close()
     assert Image.open(tmp_path / "reconstructions" / "epoch_0012.png").size == (6, 4)
+    assert [event.step for event in board(tmp_path).Images("val/reconstructions")] == [700]
 
 
 def test_writer_of_other_ranks_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     writer = MetricWriter(None)
+    writer.start(0, 0, START, "")
     writer.write("train", 1, loss=1.0)
-    writer.picture("reconstructions", 1, Image.new("RGB", (6, 4)))
+    writer.draw(1, {"train/loss": 1.0})
+    writer.picture("reconstructions", 1, 1, Image.new("RGB", (6, 4)))
     writer.close()
     assert not any(tmp_path.iterdir())
 
 
 # ---- what a run wrote after its checkpoint ------------------------------------------------------------------------
 
+def board(folder):
+    """What TensorBoard reads of a run."""
+    return EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
 def scalars(folder):
     """[(tag, step, value)] of all events that TensorBoard shows."""
-    events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0})
-    events.Reload()
+    events = board(folder)
     return [(tag, event.step, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
 
 
 def written(folder, steps, begin=0):
     """Write the training records of some steps, as one start of a run does; returns the position after each."""
     metrics, positions = MetricWriter(folder, begin), []
+    metrics.start(begin, 0, START, "A: 1\n")
     for step in steps:
         metrics.write("train", step, loss=step / 2)
+        metrics.draw(step, {"train/loss": step / 2})
         positions.append(metrics.position())
     metrics.close()
     return positions
@@ -147,15 +185,40 @@ def test_files_of_an_interrupted_run_equal_those_of_an_uninterrupted_one(tmp_pat
     positions = written(tmp_path / "cut", range(4))
     assert cut_back(tmp_path / "cut", positions[1]) == []
     written(tmp_path / "cut", range(2, 6), begin=2)
-    whole, cut = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut"))
+    whole, cut = ([record for record in records(tmp_path / name) if record["kind"] != "start"] for name in ("whole", "cut"))
     assert cut == whole
     assert scalars(tmp_path / "cut") == scalars(tmp_path / "whole") == [("train/loss", step, step / 2) for step in range(6)]
 
 
-def test_run_without_a_checkpoint_starts_with_empty_files(tmp_path):
+def test_run_without_a_checkpoint_starts_with_nothing_but_the_record_of_its_start(tmp_path):
     written(tmp_path, range(3))
     assert cut_back(tmp_path, {}) == []
-    assert (tmp_path / "metrics.jsonl").read_text() == "" and scalars(tmp_path) == []
+    assert [record["kind"] for record in records(tmp_path)] == ["start"] and scalars(tmp_path) == []
+
+
+def test_each_start_stays_known_and_none_is_there_twice(tmp_path):
+    """Killed three times: before a checkpoint, twice after the same one."""
+    written(tmp_path, range(3))
+    cut_back(tmp_path, {})
+    position = written(tmp_path, range(4))[1]
+    for _ in range(2):
+        cut_back(tmp_path, position)
+        written(tmp_path, range(2, 5), begin=2)
+    cut_back(tmp_path, position)
+    assert [(record["kind"], record["step"]) for record in records(tmp_path)] == [
+        ("start", 0), ("start", 0), ("train", 0), ("train", 1), ("start", 2), ("start", 2)]
+    assert [event.step for event in board(tmp_path).Tensors("run/settings")] == [0]  # those of what is shown
+
+
+def test_validation_of_the_epoch_before_stays_on_the_board_when_a_run_goes_on(tmp_path):
+    """It belongs to the last iteration of its epoch, and what comes again begins with the next."""
+    for begin in (0, 3):
+        metrics = MetricWriter(tmp_path, begin)
+        for step in range(begin, begin + 3):
+            metrics.draw(step, {"train/loss": step})
+        metrics.draw(begin + 2, {"val/loss": begin})
+        metrics.close()
+    assert [(step, value) for tag, step, value in scalars(tmp_path) if tag == "val/loss"] == [(2, 0), (5, 3)]
 
 
 def test_evaluations_made_since_the_checkpoint_stay(tmp_path):
@@ -163,8 +226,7 @@ def test_evaluations_made_since_the_checkpoint_stay(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "eval", "top1": 50.0}\n{"kind": "val", "step": 2}\n{"kind": "train", "st')
     cut_back(tmp_path, first)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [record["kind"] for record in records] == ["train", "eval"]
+    assert [record["kind"] for record in records(tmp_path)] == ["start", "train", "eval"]
 
 
 def test_files_that_are_shorter_than_at_the_checkpoint_are_named(tmp_path):

@@ -1,19 +1,29 @@
 """What the head of a log says of a run."""
+import json
 import subprocess
 import sys
 
 import torch
 
-from utils.origin import commit, origin
+from utils import distributed
+from utils.origin import commit, in_words, origin
 
 
 def test_origin_names_command_commit_versions_and_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main_simmim.py", "--data-path", "my images"])
-    found = origin(torch.device("cpu"))
+    found = in_words(origin(torch.device("cpu")))
     assert list(found) == ["command", "commit", "versions", "machine"]
     assert found["command"].endswith("main_simmim.py --data-path 'my images'")
     assert f"torch {torch.__version__}" in found["versions"] and "timm" in found["versions"] and "driver" in found["versions"]
-    assert "cores, cpu" in found["machine"]
+    assert found["machine"].endswith("cores, cpu")
+
+
+def test_origin_is_a_record_that_json_can_hold(monkeypatch):
+    found = origin(torch.device("cpu"))
+    assert json.loads(json.dumps(found)) == found and found["versions"]["torch"] == torch.__version__
+    assert (found["device"], found["processes"]) == ("cpu", 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    assert in_words(origin(torch.device("cpu")))["machine"].endswith("cores, cpu, 3 processes")
 
 
 def test_commit_says_whether_files_have_changed_since(tmp_path):
