@@ -26,13 +26,13 @@ if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
 from utils.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, weights_in
+from utils.files import refuse_existing
 
 
 def main(args):
     if args.target.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"{args.target} must end in .pth or .safetensors.")
-    if args.target.exists():
-        raise ValueError(f"{args.target} exists and is not written over: choose another name.")
+    refuse_existing(args.target)
     if CHECKPOINT.fullmatch(args.target.name):
         raise ValueError(f"{args.target} is named like a checkpoint of a run, which would go on from it: choose another name.")
     weights_alone = args.encoder or args.PRETRAINED_KEY or args.target.suffix == ".safetensors"

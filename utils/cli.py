@@ -38,6 +38,13 @@ def positive(kind):
     return parse
 
 
+def add_data(parser):
+    """The flags of tools that read images as pre-training does."""
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="pre-training recipe, see configs/")
+    parser.add_argument("--data-path", metavar="FOLDER", help="images (default: those of the recipe)")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
+
+
 def add_ema(parser):
     """The flag that chooses the average of the weights in a checkpoint, as PRETRAINED_KEY; None where it is not given."""
     parser.add_argument("--ema", dest="PRETRAINED_KEY", action="store_const", const="ema",

@@ -83,6 +83,12 @@ def write_text(path, text):
         os.fsync(file.fileno())
 
 
+def refuse_existing(path):
+    """Raises: ValueError where there is something already."""
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists and is not written over: choose another name.")
+
+
 def sync_folder(folder):
     """Bring new names in a folder down to the disk, where the system can."""
     try:
