@@ -33,21 +33,16 @@ def parse_arguments(argv=None):
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the imports that take seconds
 
-import multiprocessing
 import os
-import signal
-import time
 from collections import Counter
-from multiprocessing.connection import wait
-
-from tqdm import tqdm
+from functools import partial
 
 from data.bad_images import named, write_list
+from data.examining import answers
 from data.folders import image_files, listing
 from data.pixels import MAX_PIXELS, PIL_MODES, Rules
 from data.reading import BadImage, examine
 from data.splits import splits_read_as_one
-from utils.stopping import kill_children
 from utils.tables import aligned
 
 
@@ -82,69 +77,15 @@ def check(paths, num_workers, rules, timeout, mode="RGB"):
         timeout: seconds after which a process that has not answered is killed; its file is bad.
     Returns: (Counter of (mode, width, height), {path: reason}).
     """
-    kinds, bad, left = Counter(), {}, iter(paths)
-    busy = {}  # connection: (process, path, since)
-
-    def give_work(connection, process):
-        path = next(left, None)
-        connection.send(path)
-        if path is not None:
-            busy[connection] = process, path, time.monotonic()
-
-    def done(path, answer):
+    kinds, bad = Counter(), {}
+    for path, answer in answers(paths, partial(decode, rules=rules, mode=mode), num_workers, timeout):
         if isinstance(answer, OSError):
             raise answer
         if isinstance(answer, str):
             bad[path] = answer
         else:
             kinds[answer] += 1
-        progress.update()
-
-    try:
-        with tqdm(total=len(paths), unit=" images", disable=None) as progress:
-            for _ in range(min(num_workers, len(paths))):
-                give_work(*_worker(rules, mode))
-            while busy:
-                oldest = min(since for _, _, since in busy.values())
-                for connection in wait(list(busy), timeout=max(oldest + timeout - time.monotonic(), 0)):
-                    process, path, _ = busy.pop(connection)
-                    try:
-                        done(path, connection.recv())
-                    except EOFError:
-                        process.join()
-                        done(path, f"the process that read it ended with code {process.exitcode}")
-                        connection, process = _worker(rules, mode)
-                    give_work(connection, process)
-                late = [one for one, (_, _, since) in busy.items() if since + timeout < time.monotonic() and not one.poll()]
-                for connection in late:
-                    process, path, _ = busy.pop(connection)
-                    process.kill()
-                    done(path, f"not read after {timeout:g} seconds")
-                    give_work(*_worker(rules, mode))
-    finally:
-        kill_children()
     return kinds, bad
-
-
-def _worker(rules, mode):
-    """A new process that decodes what it is sent: (connection, process)."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_decode_all, args=(theirs, rules, mode), daemon=True)
-    process.start()
-    theirs.close()  # so that the end of the process is the end of the connection
-    return ours, process
-
-
-def _decode_all(connection, rules, mode):
-    """Answer each path that comes, until None does, or nobody is left to send one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends all
-    parent = os.getppid()
-    while os.getppid() == parent:
-        if connection.poll(5):
-            path = connection.recv()
-            if path is None:
-                return
-            connection.send(decode(path, rules, mode))
 
 
 def decode(path, rules, mode="RGB"):

@@ -52,7 +52,8 @@ import torch
 from config import encoder_config, image_size, load_config, with_values
 from models import build_model
 from models.probe import build_probe
-from tools.estimate import table, training_loss
+from planning.costs import training_loss
+from tools.estimate import table
 from utils.costs import MATRIX_KINDS, AsOnCuda, empty_copies, forward_costs, no_memory, num_parameters
 
 ZOO_SIZE = (224, 224)  # pixels at which mmpretrain's tool measures a pre-training model, whatever it is trained at

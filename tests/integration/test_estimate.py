@@ -10,10 +10,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from optimizer import build_optimizer
+from planning.costs import count_model, memory_rows, training_loss
 from tests.integration.processes import in_process
 from tests.unit.helpers import PATCH, TINY, tiny_config, tiny_model
 from tools import estimate as tool
-from tools.estimate import IMAGENET_TRAIN, count_model, memory_rows, training_loss
+from tools.estimate import IMAGENET_TRAIN
 from utils.costs import empty_copies, no_memory, num_bytes, training_memory
 
 SWIN_B = "configs/swin_base/simmim_{}__swin_base__img{}__100ep.yaml"

@@ -79,7 +79,7 @@ def test_decoder_that_crashes_or_hangs_costs_one_file_each(tmp_path, monkeypatch
     for name in ("crash", "hang", "a", "b", "c"):
         write_image(tmp_path / f"{name}.png")
 
-    def decode(path, *_):
+    def decode(path, **_):
         if path.endswith("crash.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         if path.endswith("hang.png"):

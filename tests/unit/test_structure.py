@@ -7,7 +7,7 @@ import pytest
 from config import flatten, load_config
 
 REPOSITORY = Path(__file__).parents[2]
-FOLDERS = ("data", "examples", "models", "utils", "tools")
+FOLDERS = ("data", "examples", "models", "planning", "utils", "tools")
 SOURCES = sorted([*REPOSITORY.glob("*.py"), *(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))])
 TREES = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 PROJECT = {name.partition("/")[0].removesuffix(".py") for name in TREES}
@@ -36,6 +36,7 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "inference": {"config", "data", "models", "recipes", "utils"},
     "hubconf": {"inference", "models"},
     "watch": {"resume", "saving", "utils"},
+    "planning": {"config", "data", "engine", "models", "optimizer", "planning", "utils"},
     "engine": {"checks", "config", "logger", "lr_scheduler", "models", "optimizer", "resume", "saving",
                "utils", "watch"},
 }

@@ -13,8 +13,8 @@ from models import build_model
 from models.compiling import compile_units
 from models.freezing import freeze, train_mode
 from optimizer import build_optimizer
+from planning.costs import count_flops
 from tools.benchmarks.report import MatrixPeak, report
-from tools.estimate import count_flops
 from utils import distributed
 from utils.devices import to_device, wait_for
 from utils.meters import peak_memory_mb

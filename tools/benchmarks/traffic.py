@@ -8,10 +8,10 @@ import torch
 from config import encoder_config, image_size, load_config
 from models import build_model
 from models.freezing import train_mode
+from planning.costs import MIXED, training_loss
 from tools.benchmarks.compiled_traffic import compiled_bytes
 from tools.benchmarks.peer_models import peers_of
 from tools.benchmarks.report import report
-from tools.estimate import MIXED, training_loss
 from utils.costs import AsOnCuda, empty_copies, no_memory, step_traffic
 
 COLUMNS = {"recipe": ("recipe", ""), "model": ("model", ""), "as_on": ("as on", ""), "kernels": ("kernels", ""),

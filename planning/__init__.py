@@ -1,0 +1,1 @@
+"""What a training run costs, and the settings that fit images and a machine."""
