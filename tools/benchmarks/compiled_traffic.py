@@ -9,7 +9,7 @@ from torch._inductor import config as inductor_config
 from models import build_model
 from models.compiling import compile_units
 from models.freezing import train_mode
-from tools.estimate import training_loss
+from planning.costs import training_loss
 from utils.costs import empty_copies, no_memory, step_traffic
 
 
