@@ -66,6 +66,7 @@ def main(args):
     if args.stage is None and "linprobe" in config.MODEL.NAME:
         raise ValueError(f"{args.cfg} is a linear probe: it trains a head on features, and its encoder costs one forward pass, "
                          f"see tools/flops.py. For training of the encoder pass --pretrain or --finetune.")
+    check_arguments(args, config)
     is_pretrain = "finetune" not in config.MODEL.NAME if args.stage is None else args.stage == "pretrain"
     compute, memory = count_model(config, is_pretrain)
     rate = images_per_second(args, compute)
@@ -80,23 +81,28 @@ def main(args):
     print(json.dumps(result, indent=1) if args.json else as_text(result))
 
 
-def images_per_second(args, compute):
-    """Of one GPU, measured or assumed by the user; None if neither."""
+def check_arguments(args, config):
+    """Before anything is counted, which takes a while."""
     assumed = (args.peak_tflops, args.utilization)
-    if assumed == (None, None):
-        return args.throughput
-    if None in assumed or args.throughput or args.utilization > 1:
+    if assumed != (None, None) and (None in assumed or args.throughput or args.utilization > 1):
         raise ValueError("--peak-tflops needs --utilization, a share between 0 and 1, and the other way round; --throughput "
                          "replaces both.")
+    batch, gpus = config.DATA.BATCH_SIZE, max(args.gpus)
+    if args.images < batch * gpus:
+        raise ValueError(f"--images {args.images} are less than one batch: {gpus} GPUs x {batch} images. Use fewer --gpus or a "
+                         f"smaller DATA.BATCH_SIZE.")
+
+
+def images_per_second(args, compute):
+    """Of one GPU, measured or assumed by the user; None if neither."""
+    if args.peak_tflops is None:
+        return args.throughput
     return args.peak_tflops * 1e12 * args.utilization / compute["training_flops"]
 
 
 def schedule_row(config, gpus, images, rate):
     """How training goes on `gpus`, each with `rate` images a second (or None)."""
     batches = images // (config.DATA.BATCH_SIZE * gpus)
-    if not batches:
-        raise ValueError(f"--images {images} are less than one batch: {gpus} GPUs x {config.DATA.BATCH_SIZE} images. Use fewer "
-                         f"--gpus or a smaller DATA.BATCH_SIZE.")
     hours = rate and config.TRAIN.EPOCHS * images / (rate * gpus) / 3600
     return {"gpus": gpus, "effective_batch": images_per_step(config, gpus),
             "updates_per_epoch": math.ceil(batches / max(config.TRAIN.ACCUMULATION_STEPS, 1)),

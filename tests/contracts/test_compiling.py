@@ -12,7 +12,9 @@ from utils.sharding import make_mesh, shard, whole
 from .tiny import CASES, build, make_config, make_images, make_mask
 
 FIRST = list({(name, method): (name, variant, method, kind) for name, variant, method, kind in reversed(CASES)}.values())
-STEPS = [(case, torch.float32) for case in FIRST] + [(case, torch.bfloat16) for case in FIRST if case[0] in ("vit", "convmae")]
+# packed tokens are those of Swin, whose test is below
+WHOLE = [case for case in FIRST if (case[0], case[2]) != ("swinv2", "mae")]
+STEPS = [(case, torch.float32) for case in WHOLE] + [(case, torch.bfloat16) for case in FIRST if case[0] in ("vit", "convmae")]
 
 
 def step(model, images, masks, format):

@@ -13,6 +13,7 @@ from .helpers import largest_difference, perturb, tiny_model
 KIND = {"swin": "swin", "swinv2": "swinv2", "vit": "relative_vit"}
 MAE = {"MODEL.VIT.K_BIAS": True, "MODEL.VIT.USE_SINCOS_APE": True, "MODEL.VIT.USE_SHARED_RPB": False,
        "MODEL.VIT.INIT_VALUES": None}
+DECODER = {"MODEL.METHOD": "mae", "MODEL.MAE.DECODER_EMBED_DIM": 32, "MODEL.MAE.DECODER_DEPTH": 2}
 FOUR_STAGES = {"DATA.IMG_SIZE": [64, 64], "DATA.MASK_PATCH_SIZE": 32} | {
     f"MODEL.{encoder}.{key}": [1, 1, 1, 1] for encoder in ("SWIN", "SWINV2") for key in ("DEPTHS", "NUM_HEADS")}
 HEADLESS = ("mmsegmentation",)  # layouts that have no classifier
@@ -77,7 +78,7 @@ def test_mask_token_of_an_encoder_alone_stays_that_of_the_encoder():
 
 
 def test_mae_goes_to_official_names_and_back(tmp_path):
-    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
+    source = perturb(tiny_model("vit", MAE | DECODER))
     tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "official")
     assert {"decoder_embed.weight", "mask_token", "blocks.0.norm1.weight"} <= load_checkpoint(tmp_path / "there.pth")[
         "model"].keys()
@@ -87,7 +88,7 @@ def test_mae_goes_to_official_names_and_back(tmp_path):
 
 @pytest.mark.parametrize("layout", ["detectron2", "mmdetection"])
 def test_backbone_of_mae_stands_alone_at_the_root(layout, tmp_path):
-    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
+    source = perturb(tiny_model("vit", MAE | DECODER))
     lines = tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", layout)
     expected = source.encoder.state_dict()
     assert largest_difference(weights_of(load_checkpoint(tmp_path / "there.pth")), expected) == 0
@@ -95,7 +96,7 @@ def test_backbone_of_mae_stands_alone_at_the_root(layout, tmp_path):
 
 
 def test_backbone_of_mae_has_the_names_of_mmsegmentation(tmp_path):
-    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae"}))
+    source = perturb(tiny_model("vit", MAE | DECODER))
     tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "mmsegmentation")
     there = load_checkpoint(tmp_path / "there.pth")["state_dict"]
     first = {"ln1", "attn.qkv", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1"}
@@ -161,15 +162,14 @@ def test_released_vit_of_torchvision_has_older_names_of_the_mlp(tmp_path):
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_mae_without_a_bias_of_the_key_keeps_its_decoder_under_official_names(qkv_bias, tmp_path):
-    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False,
-                                              "MODEL.VIT.QKV_BIAS": qkv_bias}))
+    source = perturb(tiny_model("vit", MAE | DECODER | {"MODEL.VIT.K_BIAS": False, "MODEL.VIT.QKV_BIAS": qkv_bias}))
     tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "official")
     tool.convert(tmp_path / "there.pth", tmp_path / "back.pth", "ours", "official")
     assert largest_difference(weights_of(load_checkpoint(tmp_path / "back.pth")), source.state_dict()) == 0
 
 
 def test_mae_without_biases_is_a_vitmae_of_transformers(tmp_path):
-    source = perturb(tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False, "MODEL.VIT.QKV_BIAS": False}))
+    source = perturb(tiny_model("vit", MAE | DECODER | {"MODEL.VIT.K_BIAS": False, "MODEL.VIT.QKV_BIAS": False}))
     tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "transformers")
     there = load_checkpoint(tmp_path / "there.pth")
     assert "decoder.decoder_layers.0.attention.attention.query.weight" in there and "decoder.blocks.0.norm1.weight" not in there
@@ -224,17 +224,17 @@ def test_impossible_conversion_says_why_and_writes_nothing(encoder, settings, la
 
 
 def test_decoder_of_mae_with_an_encoder_without_key_bias_fits_no_model_of_transformers(tmp_path):
-    source = tiny_model("vit", MAE | {"MODEL.METHOD": "mae", "MODEL.VIT.K_BIAS": False})
+    source = tiny_model("vit", MAE | DECODER | {"MODEL.VIT.K_BIAS": False})
     with pytest.raises(ValueError, match=r"MAE's decoder, and no bias of the key .*encoder\.pth"):
         tool.convert(saved(source, tmp_path / "source.pth"), tmp_path / "there.pth", "transformers")
 
 
 @pytest.mark.parametrize("encoder", ["swin", "swinv2"])
 def test_swin_under_mae_is_a_swin_whose_decoder_fits_no_model_of_others(encoder, tmp_path):
-    model = tiny_model(encoder, settings_of(encoder) | {"MODEL.METHOD": "mae", "MODEL.MAE.DECODER_DEPTH": 1})
+    model = tiny_model(encoder, settings_of(encoder) | DECODER)
     source = saved(model, tmp_path / "source.pth")
     assert kind_of(model.state_dict()) == encoder
-    assert kind_of(tiny_model(encoder, {"MODEL.METHOD": "mae", f"MODEL.{encoder.upper()}.APE": True}).state_dict()) == encoder
+    assert kind_of(tiny_model(encoder, DECODER | {f"MODEL.{encoder.upper()}.APE": True}).state_dict()) == encoder
     for layout in ("official", "transformers", "mmpretrain"):
         with pytest.raises(ValueError, match="has MAE's decoder, under which there is no Swin there. Its encoder alone"):
             tool.convert(source, tmp_path / "there.pth", layout)

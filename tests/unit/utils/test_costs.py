@@ -1,4 +1,5 @@
 """Counted costs against measured ones: real tensors, real gradients, the profiler's allocations, sums by hand."""
+from functools import cache
 from itertools import accumulate
 from unittest import mock
 
@@ -46,12 +47,17 @@ def loss_without_memory(encoder, model, device="cpu", mixed=False, batch=BATCH):
     return compute
 
 
-def count(encoder, overrides=None, mixed=True, dtype=None, batch=BATCH):
+def count(encoder, overrides=None, dtype=None):
     """(forward FLOPs, training FLOPs, training bytes) as on CUDA."""
     with no_memory(), AsOnCuda():
         model = model_without_memory(encoder, overrides, dtype)
-        compute_loss = loss_without_memory(encoder, model, mixed=mixed, batch=batch)
+        compute_loss = loss_without_memory(encoder, model, mixed=True)
         return *training_flops(compute_loss), training_memory(model, compute_loss)
+
+
+@cache
+def plain_count(encoder):
+    return count(encoder)
 
 
 def saved_bytes(compute_loss, model):
@@ -105,7 +111,7 @@ def test_flops_of_a_vit_agree_with_the_sum_by_hand():
     embedding, decoder = patches * pixels * width, patches * width * pixels
     linear = tokens * width * (3 * width + width + 2 * hidden)
     attention = 2 * tokens * tokens * width  # scores, and the sum of the values
-    forward, training, _ = count("vit")
+    forward, training, _ = plain_count("vit")
     assert forward == 2 * BATCH * (embedding + depth * (linear + attention) + decoder)
     # backward: twice of everything, but no gradient of the image, and fused attention computes the scores again
     again = 2 * embedding + 3 * (depth * linear + decoder) + depth * (attention + 2.5 * attention)
@@ -114,7 +120,7 @@ def test_flops_of_a_vit_agree_with_the_sum_by_hand():
 
 @pytest.mark.parametrize("encoder", TINY)
 def test_training_is_about_three_times_forward(encoder):
-    forward, training, _ = count(encoder)
+    forward, training, _ = plain_count(encoder)
     assert 2.8 < training / forward < 3.2
 
 
@@ -122,7 +128,7 @@ def test_training_is_about_three_times_forward(encoder):
 def test_flops_of_real_tensors_are_the_same_but_for_recomputed_scores(encoder):
     model, images, mask = tiny_model(encoder).train(), random_images(BATCH), random_mask(encoder, BATCH)
     forward, training = training_flops(lambda: model(images, mask))
-    counted_forward, counted_training, _ = count(encoder)
+    counted_forward, counted_training, _ = plain_count(encoder)
     assert forward == counted_forward and training < counted_training < 1.1 * training
 
 
@@ -175,14 +181,14 @@ def test_mixed_precision_saves_what_autocast_of_cuda_saves(encoder):
 
 @pytest.mark.parametrize("encoder", TINY)
 def test_checkpointing_lowers_memory_and_raises_flops(encoder):
-    forward, training, memory = count(encoder)
+    forward, training, memory = plain_count(encoder)
     same_forward, more_training, less_memory = count(encoder, CHECKPOINT)
     assert less_memory < 0.75 * memory and same_forward == forward and more_training - training > 0.5 * forward
 
 
 @pytest.mark.parametrize("encoder", TINY)
 def test_parameters_in_the_format_that_is_multiplied_in_need_no_copies(encoder):
-    *flops, memory = count(encoder)
+    *flops, memory = plain_count(encoder)
     *same_flops, less_memory = count(encoder, dtype=torch.bfloat16)
     copies = 2 * num_parameters(parameter for parameter in tiny_model(encoder).parameters() if parameter.ndim > 1)
     assert flops == same_flops and memory - less_memory > 0.5 * copies  # not all are there at the peak
@@ -190,7 +196,10 @@ def test_parameters_in_the_format_that_is_multiplied_in_need_no_copies(encoder):
 
 @pytest.mark.parametrize("encoder", TINY)
 def test_memory_grows_linearly_with_the_batch(encoder):
-    memory = [count(encoder, batch=batch)[-1] for batch in (32, 64, 96)]
+    with no_memory(), AsOnCuda():
+        model = model_without_memory(encoder)
+        memory = [training_memory(model, loss_without_memory(encoder, model, mixed=True, batch=batch))
+                  for batch in (32, 64, 96)]
     assert memory[2] - memory[1] == pytest.approx(memory[1] - memory[0], rel=0.02)
 
 
