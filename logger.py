@@ -13,13 +13,39 @@ from tqdm import tqdm
 
 from utils.board import Board
 from utils.files import naming, replacing
+from utils.libraries import Libraries
 from utils.origin import in_words
 
 ROOT = "simmim"
-LINE = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
 METRICS, BOARD = "metrics.jsonl", "tensorboard"  # files of a run
 AGAIN = ("train", "val")  # kinds of records that a run which goes on writes again
-TIME = "%Y-%m-%d %H:%M:%S"
+TIME, CONSOLE_TIME = "%Y-%m-%d %H:%M:%S", "%m-%d %H:%M:%S"
+
+
+class Line(logging.Formatter):
+    """What a line says: time, level unless it is INFO, message.
+
+    Args:
+        rank: whose console it is; of others than 0 the lines say it.
+        place: whether the file and line that say it follow the message, or its first line.
+        coloured: for a terminal.
+    """
+
+    def __init__(self, time, rank=0, place=False, coloured=False):
+        super().__init__(datefmt=time)
+        self.who, self.place, self.coloured = f"rank {rank}: " if rank else "", place, coloured
+
+    def usesTime(self):
+        return True
+
+    def formatMessage(self, record):
+        begin, level = f"[{record.asctime}]", "" if record.levelno == logging.INFO else f"{record.levelname} "
+        if self.coloured:
+            begin = colored(begin, "green", force_color=True)
+            level = colored(level, "red" if record.levelno >= logging.ERROR else "yellow", force_color=True) if level else ""
+        first, newline, others = record.message.partition("\n")
+        place = f" ({record.filename}:{record.lineno})" if self.place and not hasattr(record, "library") else ""
+        return f"{begin} {self.who}{level}{first}{place}{newline}{others}"
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -42,7 +68,9 @@ class LogFile(logging.FileHandler):
 
 
 def create_logger(rank=0):
-    """Logger of the run; coloured lines on the console of rank 0, warnings and worse on the others.
+    """Logger of the run; coloured lines on the console of rank 0, warnings and worse of our own on the others.
+
+    Warnings of libraries come the same way, see Libraries.
 
     Returns: logging.Logger named `simmim`; modules log to children of it.
     """
@@ -54,8 +82,10 @@ def create_logger(rank=0):
     logger.addHandler(MemoryHandler(capacity=10 ** 6, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
     console = ConsoleHandler(sys.stdout)
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    console.setFormatter(logging.Formatter(_coloured_line() if use_colour() else LINE, TIME))
+    console.setFormatter(Line(CONSOLE_TIME, rank, coloured=use_colour()))
+    console.addFilter(lambda record: rank == 0 or not hasattr(record, "library"))
     logger.addHandler(console)
+    logging.getLogger().addHandler(Libraries())
     return logger
 
 
@@ -64,7 +94,7 @@ def log_to_file(folder, rank=0):
     Path(folder).mkdir(parents=True, exist_ok=True)
     handler = LogFile(Path(folder) / f"log_rank{rank}.txt", mode="a", encoding="utf-8", errors="backslashreplace")
     handler.setLevel(logging.DEBUG)
-    handler.setFormatter(logging.Formatter(LINE, TIME))
+    handler.setFormatter(Line(TIME, place=True))
     logger = logging.getLogger(ROOT)
     for earlier in [h for h in logger.handlers if isinstance(h, MemoryHandler)]:
         earlier.setTarget(handler)
@@ -75,20 +105,16 @@ def log_to_file(folder, rank=0):
 
 def close_logger():
     """Close files and forget all handlers."""
-    logger = logging.getLogger(ROOT)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    logger, root = logging.getLogger(ROOT), logging.getLogger()
+    for log, handler in [*((logger, handler) for handler in logger.handlers),
+                         *((root, handler) for handler in root.handlers if isinstance(handler, Libraries))]:
+        log.removeHandler(handler)
         handler.close()
 
 
 def use_colour():
     """Colour on a terminal, or where FORCE_COLOR is set; never with NO_COLOR."""
     return not os.environ.get("NO_COLOR") and (sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR")))
-
-
-def _coloured_line():
-    where = colored("(%(filename)s %(lineno)d)", "yellow", force_color=True)
-    return f"{colored('[%(asctime)s %(name)s]', 'green', force_color=True)} {where}: %(levelname)s %(message)s"
 
 
 def record_line(kind, **values):

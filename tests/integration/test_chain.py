@@ -76,7 +76,7 @@ def test_config_yaml_keeps_the_learning_rates_of_the_recipe(pretraining):
 
 
 def test_log_file_has_what_the_console_had(pretraining):
-    messages = [line.partition("INFO ")[2] for line in pretraining.result.out.splitlines()]
+    messages = [line.partition("] ")[2] for line in pretraining.result.out.splitlines()]
     log = log_of(pretraining.folder)
     begin = next(i for i, message in enumerate(messages) if message.startswith("run folder:"))
     assert all(message in log for message in messages[begin:])

@@ -6,7 +6,7 @@ from models.build import METHODS
 
 from .processes import ROOT, opts
 from .recipes import SWIN, VAL_IMAGES, VIT, method_settings
-from .runs import checkpoint, losses, records
+from .runs import checkpoint, log_of, losses, records
 
 TWO_EPOCHS = {"TRAIN.EPOCHS": 2, "VIS_FREQ": 0}
 # constant rates, because schedules count micro-batches; clipping that takes effect in every step
@@ -102,6 +102,8 @@ def test_two_processes_write_one_log_file_each_and_one_of_everything_else(launch
 
 def test_two_processes_cause_no_warnings_of_libraries(launched):
     assert [line for line in launched["warnings"] if str(ROOT) in line and "site-packages" not in line] == []
+    logs = [log_of(launched[name], rank) for name in ("swin", "vit") for rank in (0, 1)]
+    assert [line for log in logs for line in log.splitlines() if "Warning: " in line or "site-packages" in line] == []
 
 
 def test_checkpoint_of_two_processes_has_the_names_of_one(launched, alone):

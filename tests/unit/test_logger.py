@@ -1,6 +1,7 @@
 """Console, log files and metrics of a run."""
 import json
 import logging
+import re
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
@@ -23,8 +24,29 @@ def logger_as_before():
 def test_lines_without_a_terminal_have_no_colour_codes(capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     create_logger(0).info("hello")
-    out = capsys.readouterr().out
-    assert "hello" in out and "INFO" in out and "\x1b" not in out
+    assert re.fullmatch(r"\[\d\d-\d\d \d\d:\d\d:\d\d\] hello\n", capsys.readouterr().out)
+
+
+def test_file_says_where_a_line_comes_from_and_the_console_does_not(tmp_path, capsys):
+    create_logger(0)
+    log_to_file(tmp_path)
+    logging.getLogger("simmim.engine").warning("loss of\n0.5")
+    logging.getLogger("simmim").info("next")
+    assert re.fullmatch(r"\[.{14}\] WARNING loss of\n0\.5\n\[.{14}\] next\n", capsys.readouterr().out)
+    text = (tmp_path / "log_rank0.txt").read_text()
+    stamp = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] "
+    assert re.fullmatch(rf"{stamp}WARNING loss of \(test_logger\.py:\d+\)\n0\.5\n{stamp}next \(test_logger\.py:\d+\)\n", text)
+
+
+def test_error_with_a_traceback_keeps_it_below(tmp_path):
+    create_logger(0)
+    log_to_file(tmp_path)
+    try:
+        raise ValueError("oh")
+    except ValueError:
+        logging.getLogger("simmim").debug("stopped", exc_info=True)
+    lines = (tmp_path / "log_rank0.txt").read_text().splitlines()
+    assert "DEBUG stopped (test_logger.py:" in lines[0] and lines[1].startswith("Traceback") and lines[-1] == "ValueError: oh"
 
 
 def test_colour_is_forced_or_forbidden_by_the_environment(capsys, monkeypatch):
@@ -43,6 +65,7 @@ def test_console_of_other_ranks_shows_warnings_only(capsys, rank, expected):
         getattr(logger, level)(f"<{level}>")
     out = capsys.readouterr().out
     assert [level for level in ("debug", "info", "warning") if f"<{level}>" in out] == expected
+    assert ("rank 1: WARNING <warning>" in out) == (rank == 1)
 
 
 def test_each_rank_writes_a_file_of_its_own_with_all_levels(tmp_path):
@@ -53,7 +76,7 @@ def test_each_rank_writes_a_file_of_its_own_with_all_levels(tmp_path):
     close_logger()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["log_rank0.txt", "log_rank3.txt"]
     text = (tmp_path / "run" / "log_rank3.txt").read_text()
-    assert "detail of 3" in text and "detail of 0" not in text and "\x1b" not in text and "simmim.engine" in text
+    assert "detail of 3" in text and "detail of 0" not in text and "\x1b" not in text
 
 
 def test_log_file_of_an_earlier_start_is_continued(tmp_path):
