@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.methods.target import Constants, Target, as_channels, enlarged
+from models.methods.target import Constants, Frozen, Target, as_channels, enlarged
 from utils.checkpoint import load_checkpoint
 from utils.files import expanded
 
@@ -22,7 +22,7 @@ class BinTarget(Target):
 
     def __init__(self, classes, mean, std):
         self.classes = classes
-        self._statistics = Constants(*(torch.tensor(values, device="cpu").view(1, -1, 1, 1) for values in (mean, std)))
+        self._statistics = Constants(*([[[value]] for value in values] for values in (mean, std)))
 
     def width(self, in_chans):
         return in_chans * self.classes
@@ -47,8 +47,8 @@ class ClusterTarget(Target):
 
     def __init__(self, palette, mean, std):
         self.classes = len(palette)
-        mean, std = torch.tensor(mean, device="cpu"), torch.tensor(std, device="cpu")
-        self._palette = Constants((torch.as_tensor(palette, dtype=torch.float32, device="cpu") - mean) / std, std)
+        palette = (np.asarray(palette, dtype=np.float64) - np.asarray(mean)) / np.asarray(std)
+        self._palette = Constants(palette.tolist(), list(std))
 
     def width(self, in_chans):
         return self.classes
@@ -70,25 +70,24 @@ class TokenTarget(Target):
     """The classes that a tokenizer gives to the cells of an image. It is shown as a colour for each class.
 
     Args:
-        tokenizer: a frozen module, normalised images (B, C, H, W) -> (B, h, w) int64, with `num_tokens` classes and `cell`, the
-            pixels per side of a cell. See tokenizer_of.
+        make: gives the tokenizer, a module: normalised images (B, C, H, W) -> (B, h, w) int64, with `num_tokens` classes and
+            `cell`, the pixels per side of a cell. See tokenizer_of.
     """
 
     of_pixels = False
 
-    def __init__(self, tokenizer):
-        self._tokenizer = [tokenizer.eval().requires_grad_(False)]  # in a list: it is no part of the model
+    def __init__(self, make):
+        tokenizer = make()
         self.classes, self.cell = tokenizer.num_tokens, tokenizer.cell
-        self._colours = Constants(torch.rand(self.classes, 3, generator=torch.Generator().manual_seed(0), device="cpu"))
+        self._tokenizer, self._colours = Frozen(make), Constants(np.random.RandomState(0).rand(self.classes, 3).tolist())
 
     def width(self, in_chans):
         return self.classes
 
     @torch.no_grad()
     def __call__(self, images):
-        tokenizer = self._tokenizer[0] = self._tokenizer[0].to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            ids = tokenizer(images.float())
+            ids = self._tokenizer.on(images)(images.float())
         expected = (len(images), *(side // self.cell for side in images.shape[2:]))
         if tuple(ids.shape) != expected or ids.dtype != torch.int64:
             raise ValueError(f"the tokenizer gives {ids.dtype} of shape {tuple(ids.shape)} for images of shape "

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.encoders import ENCODERS
 from models.encoders.checks import image_size
-from models.methods.target import Target, as_channels, enlarged
+from models.methods.target import Frozen, Target, as_channels, enlarged
 from utils.checkpoint import load_for_resume, weights_in
 from utils.kept import read_kept
 from utils.registry import pick
@@ -68,7 +68,6 @@ class FeatureTarget(Target):
     def __init__(self, path, channels, mean, std):
         if not path:
             raise ValueError("MODEL.SIMMIM.TARGET features needs MODEL.SIMMIM.TEACHER: a checkpoint of this repository.")
-        self.path, self._teacher = path, []  # not a module: it is no part of the model
         with torch.device("meta"):
             teacher, statistics = plain_encoder(path)
         if teacher.in_chans != channels or statistics != (list(mean), list(std)):
@@ -76,6 +75,7 @@ class FeatureTarget(Target):
                              f"deviation {statistics}; here they have {channels} channels and {(list(mean), list(std))}. Use "
                              f"the same DATA.MEAN and DATA.STD, or another teacher.")
         self.cell, self._width = teacher.stride, teacher.num_features
+        self._teacher = Frozen(lambda: plain_encoder(path)[0], lambda: encoder_weights(path))
 
     def width(self, in_chans):
         return self._width
@@ -83,25 +83,8 @@ class FeatureTarget(Target):
     @torch.no_grad()
     def __call__(self, images):
         with torch.autocast(images.device.type, enabled=False):
-            features = self._encoder(images.device).forward_map(images.float())
+            features = self._teacher.on(images).forward_map(images.float())
             return F.layer_norm(features.movedim(1, -1), (self._width,)).movedim(-1, 1)
-
-    def _encoder(self, device):
-        """The teacher, read when it is first needed."""
-        if not self._teacher:
-            with torch.device("cpu"):
-                teacher = plain_encoder(self.path)[0]
-                content = load_for_resume(self.path)
-            weights = {name.removeprefix("encoder."): value for name, value in weights_in(content, self.path).items()}
-            own = teacher.state_dict()
-            missing = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
-            if missing:
-                raise ValueError(f"MODEL.SIMMIM.TEACHER={self.path} lacks {len(missing)} weights of its encoder, the first "
-                                 f"{missing[0]}.")
-            teacher.load_state_dict({name: weights[name] for name in own})
-            self._teacher.append(teacher.eval().requires_grad_(False))
-        self._teacher[0] = self._teacher[0].to(device)
-        return self._teacher[0]
 
     def view(self, values, images):
         flat = values.float().movedim(1, -1).flatten(0, 2)
@@ -128,6 +111,17 @@ def plain_encoder(path):
     config = _tree(nested(settings))
     encoder = pick(ENCODERS, config.MODEL.TYPE, "MODEL.TYPE").build(config, image_size(config), 0, False)
     return encoder, channel_statistics(encoder.in_chans, config.DATA.MEAN, config.DATA.STD)
+
+
+def encoder_weights(path):
+    """{name: tensor} of the encoder in a checkpoint of this repository, as `plain_encoder` has them. Raises: ValueError."""
+    weights = {name.removeprefix("encoder."): value for name, value in weights_in(load_for_resume(path), path).items()}
+    with torch.device("meta"):
+        own = plain_encoder(path)[0].state_dict()
+    missing = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    if missing:
+        raise ValueError(f"MODEL.SIMMIM.TEACHER={path} lacks {len(missing)} weights of its encoder, the first {missing[0]}.")
+    return {name: weights[name] for name in own}
 
 
 @cache

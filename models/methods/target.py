@@ -49,15 +49,40 @@ class Target:
 
 
 class Constants:
-    """Tensors on whatever device they are needed on, copied there once: a copy in every step would wait for it."""
+    """Tensors made once for each device they are needed on: a copy in every step would wait for it.
 
-    def __init__(self, *tensors):
-        self._on = {torch.device("cpu"): tensors}
+    Args:
+        values: of each, nested lists of floats.
+    """
+
+    def __init__(self, *values):
+        self._values, self._on = values, {}
 
     def on(self, device):
         if device not in self._on:
-            self._on[device] = tuple(tensor.to(device) for tensor in self._on[torch.device("cpu")])
+            self._on[device] = tuple(torch.tensor(values, dtype=torch.float32, device=device) for values in self._values)
         return self._on[device]
+
+
+class Frozen:
+    """A module that a target asks, which is no part of the model: not trained, not saved, made when it is first needed.
+
+    Args:
+        make: gives the module, with or without weights.
+        weights: gives its state dict; None where `make` has filled it.
+    """
+
+    def __init__(self, make, weights=None):
+        self._make, self._weights, self._module = make, weights, None
+
+    def on(self, images):
+        """The module, on the device of images, which may be without content (utils/costs.py)."""
+        if self._module is None:
+            with images.device:
+                self._module = self._make().eval().requires_grad_(False)
+            if self._weights is not None and type(images) is torch.Tensor:
+                self._module.load_state_dict(self._weights())
+        return self._module
 
 
 def enlarged(picture, size):

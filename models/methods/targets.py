@@ -1,4 +1,6 @@
 """What is predicted: pixels and what is made of them here; classes and features in files of their own. See target.py."""
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
@@ -200,7 +202,7 @@ TARGETS = {
     "local_norm": lambda config, encoder: LocallyNormalizedTarget(config.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE),
     "patch_norm": lambda config, encoder: PatchNormalizedTarget(encoder.stride),
     "pixels": lambda config, encoder: PixelTarget(),
-    "tokens": lambda config, encoder: TokenTarget(tokenizer_of(config.MODEL.SIMMIM.TOKENIZER, encoder.in_chans)),
+    "tokens": lambda config, encoder: TokenTarget(partial(tokenizer_of, config.MODEL.SIMMIM.TOKENIZER, encoder.in_chans)),
 }
 
 

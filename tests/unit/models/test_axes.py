@@ -13,6 +13,7 @@ from models.methods.feature_targets import HogTarget
 from models.methods.simmim import class_error, hidden_cells, masked_mean
 from models.methods.targets import ResizedTarget
 from tests.contracts.tiny import make_config, palette, teacher
+from tools.estimate import count_flops
 from utils.checkpoint import save_checkpoint
 
 from ..helpers import opts_of
@@ -168,3 +169,14 @@ def test_tokenizer_of_a_file_is_that_which_was_saved(tmp_path):
     assert torch.equal(model.target(images)[:, 0], tokenizer(images)) and model.target.classes == 7
     with pytest.raises(ValueError, match="takes images of 3 channels, the encoder of 1"):
         build_model(load_config(RECIPE, [*config, "MODEL.SWIN.IN_CHANS", 1]))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "features", "bins", "clusters"])
+def test_costs_are_counted_without_weights_and_with_what_makes_the_target(kind):
+    """Of the heads, 1x1 convolutions, the difference is known; a teacher computes beside it, in every step."""
+    configs = [make_config("swin", "plain", "simmim", of) for of in (kind, "pixels")]
+    forward, plain = (count_flops(config, True)[0] for config in configs)
+    with torch.device("meta"):
+        heads = [2 * 32 * build_model(config).decoder[0].weight.numel() for config in configs]  # 32 cells
+    beside = forward - plain - (heads[0] - heads[1])
+    assert beside > 1e5 if kind == "features" else beside >= 0
