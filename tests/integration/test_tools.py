@@ -78,7 +78,7 @@ def test_comparison_has_a_row_for_each_method_that_there_is(forks, tmp_path):
                        XDG_CACHE_HOME=str(tmp_path / "cache")).checked()
     rows = json.loads(out.read_text())
     recipes = sorted((ROOT / "configs" / "demo").glob("*_pretrain__*.yaml"))
-    assert [row["recipe"] for row in rows] == [path.stem for path in recipes]
+    assert [row["name"] for row in rows] == [path.stem for path in recipes]
     assert {load_config(path).MODEL.METHOD for path in recipes} == set(METHODS)
-    assert all(0 <= row[column] <= 100 for row in rows for column in ("linear", "kNN", "fine-tuned"))
-    assert all(row["loss"] > 0 and row["minutes"] > 0 and row["recipe"] in result.out for row in rows)
+    assert all(0 <= row[column] <= 100 for row in rows for column in ("linear", "knn", "finetune"))
+    assert all(row["loss"] > 0 and row["minutes"] > 0 and row["name"] in result.out for row in rows)
