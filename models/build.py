@@ -115,13 +115,15 @@ def materialize(model, finished=None):
         finished: called with every module once its weights and those of all its children are there.
     Returns: the model.
     """
+    device = _default_device()
+
     def fill(name, module):
         for own, parameter in module.named_parameters(recurse=False):
             # NaN, so that a parameter that init_module forgets is noticed
-            memory = torch.full_like(parameter, float("nan"), device=_default_device())
+            memory = torch.full(parameter.shape, float("nan"), dtype=parameter.dtype, device=device)
             module.register_parameter(own, nn.Parameter(memory, requires_grad=parameter.requires_grad))
         model.init_module(name, module)
-        if _default_device().type != "meta":
+        if device.type != "meta":
             _check_values(model, name, module)
         for own, child in module.named_children():
             fill(f"{name}.{own}" if name else own, child)

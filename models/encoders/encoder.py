@@ -192,6 +192,9 @@ class Encoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define init_module")
 
     def init_weights(self):
+        """Give the parameters their first values; on the meta device there are none, until build.materialize gives them."""
+        if next(self.parameters()).is_meta:
+            return
         for name, module in self.named_modules():
             self.init_module(name, module)
 
