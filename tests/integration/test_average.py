@@ -1,5 +1,6 @@
 """TRAIN.EMA_DECAY in runs as users start them, and --ema wherever a checkpoint is read."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -67,7 +68,8 @@ def test_sharded_run_has_the_average_of_ddp_and_goes_on_with_it_to_the_bit(tuned
 
 
 def test_run_on_two_processes_goes_on_with_its_average_to_the_bit(tuned, train, tmp_path):
-    part, _ = train("finetune", tmp_path, settings=HALF, ranks=2)
+    part = tmp_path / "finetune" / "default"
+    shutil.copytree(tuned[0], part)
     (part / "ckpt_epoch_1.pth").unlink()
     train("finetune", tmp_path, settings=HALF, ranks=2)
     ours, theirs = ({key: checkpoint(folder, 1)[key] for key in ("model", "model_ema", "optimizer")}

@@ -89,7 +89,8 @@ def test_features_as_torch_program_are_those_of_the_encoder(name, tmp_path, monk
 
 @pytest.mark.parametrize("names", [NAMES, None])
 def test_classifier_as_torch_program_takes_any_batch_and_knows_its_classes(names, tmp_path, monkeypatch, capsys):
-    case, extra = prepare(tmp_path, "swin", **({"classes": names} if names else {})), {"classes": ""}
+    case = prepare(tmp_path, "swin" if names else "vit", **({"classes": names} if names else {}))
+    extra = {"classes": ""}
     call(monkeypatch, *case.arguments, "--to", "torch", tmp_path / "classifier.pt2", "--dynamic-batch")
     program = torch.export.load(tmp_path / "classifier.pt2", extra_files=extra).module()
     assert extra["classes"] == (json.dumps(names, ensure_ascii=False) if names else "")

@@ -82,8 +82,7 @@ def test_pictures_of_a_sharded_run_are_drawn(both):
 
 
 @pytest.mark.parametrize(("ranks", "kind", "both"), [
-    (2, "fsdp", "swin"), (1, "fsdp", "swin"), (1, "ddp", "swin"), (2, "ddp", "mixmim"), (1, "fsdp", "vit"),
-    (2, "fsdp", "swinv2")], indirect=["both"])
+    (1, "ddp", "swin"), (2, "ddp", "mixmim"), (1, "fsdp", "vit"), (2, "fsdp", "swinv2")], indirect=["both"])
 def test_sharded_run_goes_on_anywhere_with_the_same_losses(ranks, kind, both, train, tmp_path):
     """From the folder of epoch 0; one process takes batches twice as large, which gives MixMIM's images other partners."""
     _, fsdp, settings = both
@@ -118,24 +117,18 @@ def test_sharded_run_resumes_by_itself_bitwise(two_epochs, train, tmp_path):
     assert largest_difference(ours["model"], theirs["model"]) == 0
 
 
-@pytest.mark.parametrize("harm", ["cut_off", "flipped", "no_table_of_contents", "no_state"])
-def test_broken_folder_is_passed_over(harm, two_epochs, train, tmp_path):
+def test_broken_folder_is_passed_over(two_epochs, train, tmp_path):
+    """However it is broken: tests/unit/utils/test_sharding.py."""
     output, name, settings = two_epochs
     shutil.copytree(output, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / name / "ckpt_epoch_1"
-    part = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
-    if harm == "cut_off":
-        truncate(part)
-    elif harm == "flipped":
-        part.write_bytes(part.read_bytes()[:-9] + b"other" + part.read_bytes()[-4:])
-    else:
-        (newest / {"no_table_of_contents": ".metadata", "no_state": "state.pth"}[harm]).unlink()
+    truncate(max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size))
     _, out = train("pretrain", tmp_path, ranks=2, settings=settings)
     assert "Trying the checkpoint before it" in out and "epoch 0 is done, going on with epoch 1" in out
     assert load_checkpoint(newest)["epoch"] == 1  # written again
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", ["swinv2", "vit"])  # all kinds of parameters outside of layers
 def test_sharded_training_in_mixed_precision_stays_near_ddp(encoder, train, tmp_path):
     """Not equal: parameters are gathered in bfloat16, those of norms, too."""
     settings = {**COMMON, **ENCODERS[encoder], "TRAIN.EPOCHS": 1, "AMP_OPT_LEVEL": "O1", "VIS_FREQ": 0}
@@ -150,6 +143,7 @@ def test_sharded_training_in_mixed_precision_stays_near_ddp(encoder, train, tmp_
 
 # ---- fine-tuning --------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("both", ["swinv2", "vit", "mixmim"], indirect=True)  # Swin's windows change as those of its heir do
 def test_sharded_finetuning_from_a_checkpoint_equals_ddp(both, train, tmp_path):
     """At another image size, with layer decay, accumulation and recomputed activations."""
     _, pretrained, settings = both
@@ -188,12 +182,14 @@ def test_sharded_checkpoint_gives_its_encoder(both, forks, tmp_path):
     assert largest_difference(ours, theirs) == 0
 
 
+@pytest.mark.parametrize("both", ["vit"], indirect=True)
 def test_consolidating_makes_no_checkpoint_of_a_run(both, forks):
     _, fsdp, _ = both
     result = forks.run("tools/consolidate.py", fsdp / "ckpt_epoch_1", fsdp / "ckpt_epoch_1.pth", "--encoder")
     assert result.code == 2 and "named like a checkpoint of a run" in result.err
 
 
+@pytest.mark.parametrize("both", ["vit"], indirect=True)
 def test_consolidating_writes_over_nothing(both, forks, tmp_path):
     _, fsdp, _ = both
     (tmp_path / "there.pth").write_text("precious")

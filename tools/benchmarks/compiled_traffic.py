@@ -3,8 +3,6 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
-from torch._inductor import compile_fx, metrics
-from torch._inductor import config as inductor_config
 
 from models import build_model
 from models.compiling import compile_units
@@ -38,22 +36,24 @@ class Calls:
     """
 
     def __init__(self):
+        from torch._inductor import compile_fx, config, metrics  # here: it takes seconds
+
+        self.compiler, self.config, self.metrics = compile_fx, config, metrics
         self.moved = 0
 
-    @staticmethod
     @contextmanager
-    def counted():
+    def counted(self):
         """While this lasts, Inductor counts (it does where its log of metrics is on) and takes nothing from its caches."""
-        with patch.object(compile_fx, "inductor_metrics_log"), inductor_config.patch(force_disable_caches=True):
+        with patch.object(self.compiler, "inductor_metrics_log"), self.config.patch(force_disable_caches=True):
             yield
 
     def backend(self, graph, inputs):
-        return compile_fx.compile_fx(graph, inputs, inner_compile=self._compile)
+        return self.compiler.compile_fx(graph, inputs, inner_compile=self._compile)
 
     def _compile(self, graph, inputs, **options):
-        before = metrics.num_bytes_accessed
-        compiled = compile_fx.compile_fx_inner(graph, inputs, **options)
-        size = metrics.num_bytes_accessed - before
+        before = self.metrics.num_bytes_accessed
+        compiled = self.compiler.compile_fx_inner(graph, inputs, **options)
+        size = self.metrics.num_bytes_accessed - before
 
         def call(given):
             self.moved += size

@@ -131,9 +131,28 @@ def test_checkpoint_folder_replaces_a_broken_one(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ckpt_epoch_3", "replaced_ckpt_epoch_3"]
 
 
-def test_newest_good_checkpoint_passes_over_a_broken_folder(tmp_path):
+def cut_off(folder):
+    part = next(folder.glob("*.distcp"))
+    part.write_bytes(part.read_bytes()[:-part.stat().st_size // 2])
+
+
+def flipped(folder):
+    part = next(folder.glob("*.distcp"))
+    part.write_bytes(part.read_bytes()[:-9] + b"other" + part.read_bytes()[-4:])
+
+
+def no_table_of_contents(folder):
+    (folder / METADATA).unlink()
+
+
+def no_state(folder):
+    (folder / "state.pth").unlink()
+
+
+@pytest.mark.parametrize("harm", [cut_off, flipped, no_table_of_contents, no_state])
+def test_newest_good_checkpoint_passes_over_a_broken_folder(harm, tmp_path):
     save_epoch(tmp_path, 2)
-    (save_epoch(tmp_path, 3) / METADATA).unlink()
+    harm(save_epoch(tmp_path, 3))
     lines = []
     path, content = newest_good_checkpoint(tmp_path, lines.append)
     assert path.name == "ckpt_epoch_2" and content["epoch"] == 2
