@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that test
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+gc.disable()  # until all is imported and collected, which stays, so that looking through it is in vain
 LONG = ("integration", "faults", "contracts", "parity")  # folders, those with the longest files first
 
 torch.set_num_threads(1)  # recorded numbers were made with one thread, and models this small are faster so
@@ -26,7 +27,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what was imported and collected stays: no use in looking through it again and again
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

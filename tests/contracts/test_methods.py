@@ -141,7 +141,7 @@ def test_features_of_another_size_have_its_shape(case, cells):
     assert features.shape == (BATCH, encoder.num_features, *cells) and features.isfinite().all()
 
 
-@pytest.mark.parametrize(("channels", "size"), [(1, (32, 64)), (4, (64, 32)), (3, (64, 96)), (3, (32, 32))])
+@pytest.mark.parametrize(("channels", "size"), [(1, (64, 96)), (4, (64, 32))])
 def test_any_channels_and_sizes_train_and_reconstruct(names, channels, size):
     config = make_config(*names, channels=channels, size=size)
     model, images, mask = build(config, is_pretrain=True), make_images(config), make_mask(config)

@@ -27,11 +27,13 @@ IMPORTED = ("main_finetune", "main_linprobe", "main_simmim", "PIL.Image", "tenso
 def main():
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    gc.disable()  # what is imported stays
     for name in IMPORTED:
         importlib.import_module(name)
     sys.modules["apex"] = None  # as if it were not installed, whatever this machine has
     sys.modules["PIL.Image"].init()  # imports its formats
     gc.freeze()  # the children need not walk through all of this
+    gc.enable()
     print(json.dumps({"ready": True}), flush=True)
     groups, codes = [], {}
     signal.signal(signal.SIGTERM, lambda number, frame: end(groups))

@@ -12,8 +12,8 @@ from models.methods.class_targets import BinTarget, ClusterTarget, Tokenizer, re
 from models.methods.feature_targets import HogTarget
 from models.methods.simmim import class_error, hidden_cells, masked_mean
 from models.methods.targets import ResizedTarget
+from planning.costs import count_flops
 from tests.contracts.tiny import make_config, palette, teacher
-from tools.estimate import count_flops
 from utils.checkpoint import save_checkpoint
 
 from ..helpers import opts_of
