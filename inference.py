@@ -184,7 +184,7 @@ def _device(device):
     return device
 
 
-def _best_device():
+def best_device():
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
@@ -234,8 +234,8 @@ def extract_feat(model, images, output=None, batch_size=32, device=None, pretrai
         output: map (B, C, H/stride, W/stride); tokens (B, 1 + L, C), or (B, L, C) of an encoder without class token; pooled
             (B, C): what the head sees, or without a head the mean over the image; cls (B, C), the class token. None = pooled of
             a classifier, tokens of MAE and its relatives, pooled of MixMIM, else the map; with a layer pooled.
-        layer: block whose output is taken instead, the mean of its patch tokens or cls: from 1, or from the end -1, or "last",
-            the normalised output; as main_linprobe.py counts. Or a list of them.
+        layer: block whose output is taken instead, the mean of its patch tokens, cls or a map: from 1, or from the end -1, or
+            "last", the normalised output; as main_linprobe.py counts. Or a list of them.
     Returns: tuple of one float32 tensor on the CPU for each layer, or of one; the images in their order.
     Raises: ValueError, as inference_model; on a layer that the encoder has not, or another output of a layer.
     """
@@ -252,12 +252,13 @@ def extract_feat(model, images, output=None, batch_size=32, device=None, pretrai
 
 
 def _of_layers(model, layer, output):
-    """(model, images) -> tuple of pooled features, one for each layer."""
-    if output not in (None, "pooled", "cls"):
-        raise ValueError(f"output={output} (--output) is of the last layer: with layer={layer} (--layer) use pooled or cls.")
+    """(model, images) -> tuple of features, one for each layer."""
+    if output not in (None, "pooled", "cls", "map"):
+        raise ValueError(f"output={output} (--output) is of the last layer: with layer={layer} (--layer) use pooled, cls or "
+                         f"map.")
     blocks = len(_encoder(model).probed_blocks())
     layers = [numbered_layer(one, blocks) for one in (layer if isinstance(layer, (list, tuple)) else [layer])]
-    feature = "cls" if output == "cls" else "mean"
+    feature = output if output in ("cls", "map") else "mean"
     return lambda model, images: tuple(_encoder(model).forward_layers(images, layers, feature))
 
 
@@ -292,11 +293,12 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
     Args:
         model, images, device, pretrained: as in inference_model; the model is a pre-training one.
         mask_ratio: share that is hidden; None = DATA.MASK_RATIO.
-        mask: (h, w) on the encoder's patch grid, True or 1 = hidden, for all images; instead of random ones.
+        mask: (h, w) on the encoder's patch grid, True or 1 = hidden, for all images, or (B, h, w); instead of random ones.
         seed: of the random masks.
-        output: picture, or tensors.
-    Returns: PIL image, one row an image, with the columns that the method names: original, masked, prediction and so on. Or
-        with `tensors` a dict of tensors on the CPU: images and prediction (B, C, H, W) float32, normalised alike; mask
+        output: picture, columns, or tensors.
+    Returns: PIL image, one row an image, with the columns that the method names: original, masked, prediction and so on. With
+        `columns` a dict of these, (B, C, H, W) float32 on the CPU, normalised alike, NaN where nothing is seen. With
+        `tensors` a dict of tensors on the CPU: images and prediction (B, C, H, W) float32, normalised alike; mask
         (B, h, w) bool, True = hidden; loss (B,) float32 of each image, which is that of pre-training.
     Raises: ValueError on a model that reconstructs nothing, or has no decoder from its file.
     """
@@ -304,20 +306,17 @@ def reconstruct(model, images, mask_ratio=None, mask=None, seed=0, device=None, 
     model = _opened(model, device, pretrained, "decoder.")
     recipe = model.recipe
     images, _ = _files(images, recipe)
-    show = pick({"picture": _sheet, "tensors": _reconstructions}, output, "output")
+    show = pick({"picture": _sheet, "columns": _columns, "tensors": _reconstructions}, output, "output")
     if mask_ratio is not None and mask is not None:
         raise ValueError("mask and mask_ratio contradict each other: leave one out.")
     if mask_ratio is not None and not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio={mask_ratio} (--mask-ratio) must lie between 0, which hides nothing, and 1, which hides "
                          f"all: use e.g. 0.6.")
-    if mask is not None and not 0 < (hidden := torch.as_tensor(mask).bool()).sum() < hidden.numel():
-        raise ValueError(f"mask hides {int(hidden.sum())} of {hidden.numel()} patches: none are left to reconstruct, or to do "
-                         f"it from. Hide some, e.g. 60 %.")
+    if mask is not None:
+        masks = _given_masks(mask, len(images))
     config = recipe.config if mask_ratio is None else with_values(recipe.config, DATA__MASK_RATIO=mask_ratio)
     if mask is None:
         masks = draw_masks(config, len(images), rng_for(seed, MASK))
-    else:
-        masks = torch.stack([torch.as_tensor(mask)] * len(images))
     return _run(model, images, len(images), heldout_transform, lambda model, batch: show(model, batch, masks))
 
 
@@ -350,18 +349,18 @@ def imagenet_classes():
 
 
 def _opened(model, device, pretrained, part=None):
-    """A model with a recipe that has a part (see _check_task), on its device."""
+    """A model with a recipe that has a part (see check_task), on its device."""
     if not isinstance(model, nn.Module):
-        _check_task(open_recipe(model)[0], part)  # before anything is downloaded
-        device = _best_device() if device is None else device
-        return _check_part(get_model(model, True if pretrained is None else pretrained, device), part)
+        check_task(open_recipe(model)[0], part)  # before anything is downloaded
+        device = best_device() if device is None else device
+        return check_part(get_model(model, True if pretrained is None else pretrained, device), part)
     if pretrained is not None:
         raise ValueError(f"pretrained={pretrained} is for names and recipes; this model is built: load weights with "
                          f"get_model(..., pretrained=...).")
     if not hasattr(model, "recipe"):
         raise ValueError(f"this {type(model).__name__} does not say how its images are prepared: make it with get_model, or "
                          f"set model.recipe = recipes.Recipe(config, task).")
-    _check_task(model.recipe, part)
+    check_task(model.recipe, part)
     return model if device is None else model.to(_device(device))
 
 
@@ -370,11 +369,11 @@ def _files(images, recipe):
     found, single = as_list(images, folders=True)
     folders = [isinstance(image, (str, Path)) and os.path.isdir(image) for image in found]
     files = [file for image, is_folder in zip(found, folders, strict=True)
-             for file in (_paths_of(image, mode_of(recipe.config)) if is_folder else [image])]
+             for file in (paths_of(image, mode_of(recipe.config)) if is_folder else [image])]
     return files, single and not any(folders)
 
 
-def _check_task(recipe, part):
+def check_task(recipe, part):
     """Refuse a task whose models lack what is needed: `head.` to predict, `decoder.` to reconstruct, None for features."""
     if part == "head." and recipe.task == "pretrain":
         raise ValueError(f"{recipe.name} is a pre-training model and predicts no classes: use extract_feat (--features) or "
@@ -383,7 +382,7 @@ def _check_task(recipe, part):
         raise ValueError(f"{recipe.name} is built for {recipe.task}, which reconstructs nothing: use a pre-training model.")
 
 
-def _check_part(model, part):
+def check_part(model, part):
     """The model, unless weights were loaded but not those of the part, which is then random."""
     if part and model.recipe.lacks(part):
         report, wanted = model.recipe.report, model.recipe.config.MODEL.NUM_CLASSES
@@ -460,9 +459,27 @@ FEATURES = {"map": lambda model, images: _encoder(model).forward_map(images),
             "cls": lambda model, images: _encoder(model).forward_last(images, "cls")}
 
 
+def _given_masks(mask, number):
+    """(B, h, w) bool of one mask for all images, or one of each. Raises ValueError if one hides none or all patches."""
+    masks = torch.as_tensor(mask).bool()
+    masks = torch.stack([masks] * number) if masks.ndim == 2 else masks
+    if masks.ndim != 3 or len(masks) != number:
+        raise ValueError(f"mask has shape {tuple(masks.shape)}, expected (h, w), or (B, h, w) of {number} images.")
+    for one in masks:
+        if not 0 < one.sum() < one.numel():
+            raise ValueError(f"mask hides {int(one.sum())} of {one.numel()} patches: none are left to reconstruct, or to do "
+                             f"it from. Hide some, e.g. 60 %.")
+    return masks
+
+
+def _columns(model, images, masks):
+    """The pictures that a method shows of (B, C, H, W) under (B, h, w), by name."""
+    return {name: pictures.float().cpu() for name, pictures in model.pictures(images, masks.to(images.device)).items()}
+
+
 def _sheet(model, images, masks):
     """The pictures that a method shows of (B, C, H, W) under (B, h, w), as one PIL image."""
-    return picture_grid(model.pictures(images, masks.to(images.device)), *pixel_statistics(model.recipe.config))
+    return picture_grid(_columns(model, images, masks), *pixel_statistics(model.recipe.config))
 
 
 def _reconstructions(model, images, masks):
@@ -488,11 +505,11 @@ def main(args):
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True)) | given(args, "PRETRAINED_KEY")
     args.model = args.model or args.weights
     recipe = open_recipe(args.model, args.task, settings)[0]
-    _check_task(recipe, part)  # before anything is downloaded
-    paths = [path for place in args.images for path in _paths_of(place, mode_of(recipe.config))]
-    model = get_model(args.model, args.weights or True, args.device or _best_device(), args.weights_dir, args.task,
+    check_task(recipe, part)  # before anything is downloaded
+    paths = [path for place in args.images for path in paths_of(place, mode_of(recipe.config))]
+    model = get_model(args.model, args.weights or True, args.device or best_device(), args.weights_dir, args.task,
                       args.classes, **settings)
-    _check_part(model, part)
+    check_part(model, part)
     read, errors = readable(paths, model.recipe.config)
     if not read:
         raise ValueError(f"none of {len(paths)} images can be read: {next(iter(errors.values()))}")
@@ -517,7 +534,7 @@ def main(args):
         sys.exit(1)
 
 
-def _paths_of(place, mode):
+def paths_of(place, mode):
     """The images of a folder that a model of this mode reads, or the one file."""
     if not os.path.isdir(place):
         return [place]

@@ -401,5 +401,10 @@ def eval_transform(config):
 
 def heldout_transform(config):
     """As `eval_transform`, for the held-out reconstruction loss: always crops, with pre-training's bilinear resizing."""
+    return Pipeline([*heldout_shape(config), Bytes()], pixel_statistics(config))
+
+
+def heldout_shape(config):
+    """The part of it in which a picture gets its size; for what lies on the picture, a mask say, as well."""
     size = image_size(config)
-    return Pipeline([ShortSide(max(size)), transforms.CenterCrop(size), Bytes()], pixel_statistics(config))
+    return [ShortSide(max(size)), transforms.CenterCrop(size)]

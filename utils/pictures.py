@@ -15,7 +15,6 @@ def picture_grid(columns, mean, std, cell=128):
     Returns: PIL RGB image with a line of column names on top.
     """
     number, _, height, width = next(iter(columns.values())).shape
-    mean, std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
     scale = max(1, -(-cell // max(height, width)))
     gap, header = 4, 16
     sheet = Image.new("RGB", (len(columns) * (width * scale + gap) - gap, header + number * (height * scale + gap) - gap),
@@ -24,11 +23,16 @@ def picture_grid(columns, mean, std, cell=128):
     for column, (name, pictures) in enumerate(columns.items()):
         left = column * (width * scale + gap)
         draw.text((left + 2, 2), name, fill="black")
-        pictures = (pictures.float().cpu() * std + mean).nan_to_num(HIDDEN_GREY).clamp(0, 1)
-        for row, picture in enumerate(pictures):
-            tile = to_pil(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        for row, picture in enumerate(as_pictures(pictures, mean, std)):
+            tile = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
             sheet.paste(tile, (left, header + row * (height * scale + gap)))
     return sheet
+
+
+def as_pictures(images, mean, std):
+    """(B, C, H, W) float, normalised by `mean` and `std` per channel -> list of B PIL RGB images; NaN pixels are grey."""
+    mean, std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+    return [to_pil(picture) for picture in (images.float().cpu() * std + mean).nan_to_num(HIDDEN_GREY).clamp(0, 1)]
 
 
 def to_pil(picture):

@@ -86,22 +86,26 @@ class Encoder(nn.Module):
         return self.forward_map(images).permute(0, 2, 3, 1)
 
     def forward_layers(self, images, layers, feature="mean"):
-        """Pooled features of several depths in one pass, for probing.
+        """Features of several depths in one pass, pooled for probing.
 
         Args:
             images: (B, in_chans, H, W).
             layers: numbers of blocks, from 1 (0 < layer <= len(probed_blocks())), whose outputs are pooled as they are; or
                 "last", what `forward_last` gives.
-            feature: mean of the patch tokens, or cls, the class token.
-        Returns: list of (B, C_layer) float, in the order of `layers`.
+            feature: mean of the patch tokens; cls, the class token; or map, the tokens as a map.
+        Returns: list of (B, C_layer) float, or maps (B, C_layer, h, w), in the order of `layers`.
         Raises: ValueError if there is no class token.
         """
         blocks, outputs, handles = self.probed_blocks(), {}, []
+
+        def keep(layer, output):
+            outputs[layer] = self.as_map(output, images) if feature == "map" else self.pool(output, feature)
+
         for layer in set(layers) - {"last"}:
             handles.append(blocks[layer - 1].register_forward_hook(
-                lambda block, args, output, layer=layer: outputs.update({layer: self.pool(output, feature)})))
+                lambda block, args, output, layer=layer: keep(layer, output)))
         try:
-            outputs["last"] = self.forward_last(images, feature)
+            outputs["last"] = self.forward_map(images) if feature == "map" else self.forward_last(images, feature)
         finally:
             for handle in handles:
                 handle.remove()
@@ -143,7 +147,7 @@ class Encoder(nn.Module):
             for handle in handles:
                 handle.remove()
         (x, *_), weights = seen[block], block.attn.weights(*seen[block.attn])
-        grid = tuple(x.shape[1:3]) if x.ndim == 4 else tuple(side // self.stride for side in images.shape[2:])
+        grid = tuple(self.as_map(x, images).shape[2:])
         maps = self.spread_attention(block, weights, grid, self._positions(token, grid).to(weights.device))
         return maps.unflatten(2, grid) if token is None else maps.squeeze(2)
 
@@ -182,6 +186,13 @@ class Encoder(nn.Module):
                                  f"mean.")
             return output[:, 0]
         return output[:, self.num_prefix_tokens:].mean(dim=1) if output.ndim == 3 else output.mean(dim=(1, 2))
+
+    def as_map(self, output, images):
+        """What a block gives -> (B, C, h, w); of tokens those of the patches, row by row."""
+        if output.ndim == 4:
+            return output.permute(0, 3, 1, 2)
+        grid = tuple(side // self.stride for side in images.shape[2:])
+        return output[:, self.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
 
     def layer_id(self, name):
         """Depth of a parameter: 0 = embedding, i + 1 = block i, num_layers + 1 = what follows the blocks."""

@@ -145,3 +145,15 @@ def test_picture_is_looked_at_as_its_features_are(model, paths):
 def test_several_images_or_a_block_too_many_are_refused(model, paths, number, block, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         inference.attention_maps(model, paths[:number] if number > 1 else paths[0], block)
+
+
+# ---- the map of a block -------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_map_of_a_block_is_what_its_mean_is_of(case):
+    _, encoder, images = case
+    layers = [1, len(encoder.probed_blocks()), "last"]
+    maps = encoder.forward_layers(images, layers, "map")
+    for found, mean in zip(maps[:2], encoder.forward_layers(images, layers[:2]), strict=True):
+        torch.testing.assert_close(found.mean(dim=(2, 3)), mean)
+    torch.testing.assert_close(maps[2], encoder.forward_map(images))

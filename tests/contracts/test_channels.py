@@ -14,7 +14,7 @@ from data.loader import build_probe_loaders
 from data.pixels import Rules
 from data.reading import BadImage, examine, read_image
 from data.transforms import eval_transform, finetune_transform, heldout_transform, mode_of, pretrain_transform, probe_transform
-from inference import _paths_of, extract_feat, reconstruct
+from inference import extract_feat, paths_of, reconstruct
 from models import build_model
 from recipes import Recipe
 from utils.pictures import to_pil
@@ -173,8 +173,8 @@ def test_files_that_count_depend_on_the_channels(tmp_path):
         with listing(mode, tmp_path):
             found[mode] = [path[-5:] for path in image_files(tmp_path)]
     assert found == {"RGB": ["b.tif", "c.png"], 5: ["a.npy", "b.tif"]}
-    assert [path[-5:] for path in _paths_of(str(tmp_path), 5)] == ["a.npy", "b.tif"]
-    assert _paths_of(str(tmp_path / "c.png"), 5) == [str(tmp_path / "c.png")]
+    assert [path[-5:] for path in paths_of(str(tmp_path), 5)] == ["a.npy", "b.tif"]
+    assert paths_of(str(tmp_path / "c.png"), 5) == [str(tmp_path / "c.png")]
     (tmp_path / "b.tif").unlink()
     (tmp_path / "c.png").unlink()
     with listing("RGB", "", None, tmp_path):

@@ -211,8 +211,8 @@ def test_recipe_is_known_by_its_name_alone():
 
 
 def test_other_output_of_a_layer_is_refused(swin, mae, paths):
-    with pytest.raises(ValueError, match="output=map .*with layer=1 .*use pooled or cls"):
-        extract_feat(swin, paths, output="map", layer=1)
+    with pytest.raises(ValueError, match="output=tokens .*with layer=1 .*use pooled, cls or map"):
+        extract_feat(swin, paths, output="tokens", layer=1)
     with pytest.raises(ValueError, match=r"PROBE.LAYER=9 \(--layer\) does not exist"):
         extract_feat(mae, paths, layer=9)
     with pytest.raises(ValueError, match="has no class token"):
