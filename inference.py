@@ -327,8 +327,8 @@ def attention_maps(model, image, block=-1, token=None, device=None, pretrained=N
         model, device, pretrained: as in inference_model; a probe shows its encoder.
         image: one image.
         block: from 1, or from the end -1; of Swin those of all stages in a row.
-        token: (row, column) on the block's map, which in Swin halves from stage to stage; or "cls", the class token of a ViT;
-            None = every token of the map.
+        token: (row, column) on the block's map, which in Swin halves from stage to stage; as floats, from 0 to 1, shares of it
+            down and to the right; or "cls", the class token of a ViT; None = every token of the map.
     Returns: (heads, h, w) float32 on the CPU: what the token takes of each place, or (heads, h, w, h, w) of all tokens. In
         Swin it is 0 outside of the token's window. What a ViT gives to its class token is left out: the rest adds up to less
         than 1.

@@ -195,6 +195,7 @@ def figure_of(merged, x):
             if curve["runs"] > 1:
                 axis.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
         axis.set(title=TITLES.get(metric, metric), xlabel="epochs" if x == "epoch" else "step")
+        axis.locator_params(axis="x", integer=True, nbins=6)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3), fontsize="small")
     return figure

@@ -75,11 +75,12 @@ from inference import (
     get_model,
     get_transform,
     paths_of,
+    readable,
     reconstruct,
 )
 from models.layers import lift_mask
 from recipes import open_recipe
-from utils.kept import is_checkpoint
+from utils.kept import is_checkpoint, read_kept
 from utils.pictures import as_pictures, to_pil
 from utils.seeding import MASK, rng_for
 from utils.sheets import check_sheet, write_sheet
@@ -90,11 +91,18 @@ def main(args):
     models = open_models(args)
     paths = list(dict.fromkeys(path for place in args.images for path in paths_of(place, mode_of(models[0][1].recipe.config))))
     paths = [paths[i * len(paths) // args.number] for i in range(args.number)] if len(paths) > args.number else paths
+    paths, errors = readable(paths, models[0][1].recipe.config)
+    if not paths:
+        raise ValueError(f"none of the images can be read: {next(iter(errors.values()))}")
     if args.object and len(paths) != 1:
         raise ValueError(f"--object is of one image, and {len(paths)} were given: draw one at a time.")
     rows = (attention_rows if args.attention else pca_rows if args.pca else reconstruction_rows)(models, paths, args)
     write_sheet(args.out, rows, ", ".join(name for name, _ in models), args.cell)
     print(f"{args.out}: {len(rows)} rows of {len(paths)} image{'s' if len(paths) > 1 else ''}")
+    if errors:
+        for error in errors.values():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def check_arguments(args):
@@ -130,9 +138,11 @@ def open_models(args):
         recipe, _, weights = given.rpartition("=") if not Path(given).exists() else ("", "", given)
         model = recipe or weights
         named = not recipe and not is_checkpoint(model)
-        check_task(open_recipe(model)[0], part)  # before anything is downloaded
-        opened.append((given, check_part(get_model(model, True if named else weights, args.device or best_device()), part)))
-    stems = [Path(name).stem for name, _ in opened]  # short where that is enough
+        task = (read_kept(weights).task or "pretrain") if recipe else None  # an encoder alone is of pre-training
+        check_task(open_recipe(model, task)[0], part)  # before anything is downloaded
+        built = get_model(model, True if named else weights, args.device or best_device(), task=task)
+        opened.append((given, check_part(built, part)))
+    stems = [Path(name.rpartition("=")[2]).stem for name, _ in opened]  # short where that is enough
     return [(stem if stems.count(stem) == 1 else name, model) for stem, (name, model) in zip(stems, opened, strict=True)]
 
 
@@ -195,13 +205,9 @@ def attention_rows(models, paths, args):
             image = picture_of_model(model, path)
             for block in args.blocks or [-1]:
                 place = place_of(args.token)
-                token = place if place == "cls" else None
-                maps = attention_maps(model, path, block, token)
+                maps = attention_maps(model, path, block, place)
                 grid = tuple(maps.shape[-2:])
-                if place != "cls":
-                    row, column = (min(int(share * side), side - 1) for share, side in zip(place, grid, strict=True))
-                    maps = maps[:, row, column]
-                pictures = {"token": image if place == "cls" else marked(image, (row, column), grid)}
+                pictures = {"token": image if place == "cls" else marked(image, place, grid)}
                 pictures |= {"mean": looked_at(image, maps.mean(dim=0))}
                 pictures |= {f"head {head}": looked_at(image, one) for head, one in enumerate(maps, start=1)}
                 label = [Path(path).name] * (len(paths) > 1) + [name] * (len(models) > 1)
@@ -265,10 +271,11 @@ def place_of(token):
     return down, right
 
 
-def marked(image, token, grid):
-    """An image with a frame around a token, (row, column) of a grid."""
+def marked(image, place, grid):
+    """An image with a frame around the token of a grid at a place, shares down and to the right."""
     image, (height, width) = image.copy(), (side / number for side, number in zip(image.size[::-1], grid, strict=True))
-    left, top = token[1] * width, token[0] * height
+    row, column = (min(int(share * number), number - 1) for share, number in zip(place, grid, strict=True))
+    left, top = column * width, row * height
     ImageDraw.Draw(image).rectangle((left, top, max(left + width - 1, left + 1), max(top + height - 1, top + 1)), outline="red")
     return image
 

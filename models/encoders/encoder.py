@@ -127,7 +127,8 @@ class Encoder(nn.Module):
         Args:
             images: (B, in_chans, H, W); nothing is hidden.
             layer: number of a block, from 1 (0 < layer <= len(probed_blocks())).
-            token: (row, column) on the block's map, or "cls", the class token; None = each of the map.
+            token: (row, column) on the block's map, or as floats the shares of it down and to the right; "cls", the class
+                token; None = each of the map.
         Returns: (B, heads, h, w) float32 of one token, or (B, heads, h, w, h, w) of all, whose last two axes are where they
             look. They add up to 1, with what a class token gets.
         Raises: ValueError on a block without attention, or a token that there is not.
@@ -160,7 +161,8 @@ class Encoder(nn.Module):
                 raise ValueError(f"token={token!r}: use (row, column){', or cls' if self.num_prefix_tokens == 1 else ''}; "
                                  f"{type(self).__name__} has {'one' if self.num_prefix_tokens == 1 else 'no'} class token.")
             return torch.tensor([-1])
-        row, column = token
+        row, column = (min(int(place * side), side - 1) if isinstance(place, float) else place
+                       for place, side in zip(token, grid, strict=True))
         if not (0 <= row < grid[0] and 0 <= column < grid[1]):
             raise ValueError(f"token=({row}, {column}) is outside of the {grid[0]} x {grid[1]} tokens of this block.")
         return torch.tensor([row * grid[1] + column])

@@ -48,6 +48,8 @@ def test_map_of_a_token_is_its_part_of_all(case):
         alone = encoder.attention_maps(images, layer, (row, 1))
         torch.testing.assert_close(alone, encoder.attention_maps(images, layer)[:, :, row, 1])
         assert not torch.allclose(alone, encoder.attention_maps(images, layer, (0, column)))
+        torch.testing.assert_close(encoder.attention_maps(images, layer, (0.0, 1.0)),
+                                   encoder.attention_maps(images, layer, (0, column)))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -110,7 +112,8 @@ def test_class_token_of_a_vit_looks_at_the_patches():
 @pytest.mark.parametrize(("name", "layer", "token", "message"), [
     ("convmae", 1, None, "block 1 has no attention; blocks 4, 5, 6 of this ConvViT have"),
     ("swin", 1, "cls", "SwinTransformer has no class token"), ("vit", 1, "class", r"use \(row, column\), or cls"),
-    ("swin", 1, (8, 0), r"token=\(8, 0\) is outside of the 8 x 16 tokens"), ("vit", 1, (0, -1), "outside of the 4 x 8 tokens")])
+    ("swin", 1, (8, 0), r"token=\(8, 0\) is outside of the 8 x 16 tokens"), ("vit", 1, (0, -1), "outside of the 4 x 8 tokens"),
+    ("vit", 1, (0.0, -0.2), "outside of the 4 x 8 tokens")])
 def test_token_or_block_without_attention_is_refused(name, layer, token, message):
     config = make_config(name, "plain")
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """tools/visualize.py: which rows and columns a picture has, what is hidden of an object, and what is refused."""
+import json
 import re
 
 import numpy as np
@@ -141,6 +142,35 @@ def test_page_has_all_pictures_in_it(place, monkeypatch):
     page = (place / "seen.html").read_text(encoding="utf-8")
     assert end.value.code == 0 and page.count('src="data:image/png;base64,') == page.count("<img") == 2 * 3 * 5
     assert "http" not in page and all(f"<th>{name}</th>" in page for name in FIVE)
+
+
+def test_file_with_the_settings_of_the_official_code_is_its_own_recipe(rows, place):
+    """Theirs keep the tree of the whole run as nested dicts."""
+    config = make_config(*CASES["swin"])
+    tree = json.loads(json.dumps({"MODEL": config.MODEL, "DATA": config.DATA}))
+    torch.save({"model": build(config, is_pretrain=True).state_dict(), "config": tree, "epoch": 3}, place / "official.pth")
+    drawn = rows("--models", "official.pth", "swin.pth", "--number", 1)
+    assert (np.asarray(drawn[0][1]["full"]) == np.asarray(drawn[1][1]["full"])).all()
+
+
+def test_recipe_and_weights_that_keep_none_are_given_together(rows, place):
+    config = make_config(*CASES["mae"])
+    (place / "recipe.yaml").write_text(dump(config, "pretrain"), encoding="utf-8")
+    torch.save({"model": torch.load(place / "mae.pth", weights_only=True)["model"]}, place / "bare.pth")
+    drawn = rows("--models", "recipe.yaml=bare.pth", "mae.pth", "--number", 1)
+    assert labels(drawn)[0][0] == "bare"
+    assert (np.asarray(drawn[0][1]["full"]) == np.asarray(drawn[1][1]["full"])).all()
+
+
+def test_image_that_can_not_be_read_is_said_and_the_others_are_drawn(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (place / "some").mkdir()
+    photographs(place / "some")
+    (place / "some" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as end:
+        run(visualize.main, visualize.parse_arguments("some --models swin.pth --out seen.png --device cpu".split()))
+    out, err = capsys.readouterr()
+    assert end.value.code == 1 and "3 rows" not in out and "2 rows of 2 images" in out and "1.png" in err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
