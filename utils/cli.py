@@ -1,5 +1,6 @@
 """Command line of the mains: the flags of the official SimMIM, and errors as one line."""
 import argparse
+import gc
 import io
 import logging
 import math
@@ -55,6 +56,7 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
     """Parse the flags of the mains.
 
     Args:
+        argv: words; None = those of the program, which begins now.
         flags, switches: those of one main, as FLAGS and SWITCHES.
     Returns: (path of the YAML file, or None; opts for load_config); flags win over --opts, as in the official code.
     """
@@ -71,6 +73,8 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
     add_ema(parser)
     parser.add_argument("--local_rank", "--local-rank", dest="LOCAL_RANK", type=int, help=argparse.SUPPRESS)
     values = vars(parser.parse_args(argv))
+    if argv is None:
+        gc.disable()  # until `run`: what a program imports now stays, and looking through it is a fifth of the start
     cfg, opts = values.pop("cfg"), values.pop("opts")
     for key, value in values.items():
         if value is not None:
@@ -87,6 +91,9 @@ def run(main, *arguments):
     """
     from utils import distributed, heartbeat  # here, so that --help does not wait for torch
 
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
     for stream in (sys.stdout, sys.stderr):  # names of files and classes may be what a console can't show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,6 @@
 """TRAIN.FREEZE in runs as users start them: alone, on two processes, sharded, resumed."""
+import shutil
+
 import pytest
 import torch
 
@@ -56,7 +58,8 @@ def test_sharded_run_has_the_losses_of_ddp(source, tuned, train, tmp_path):
 def test_run_resumes_bitwise_and_with_nothing_else_frozen(source, train, forks, cfg, images, tmp_path):
     settings = {**FREEZING, "DATA.BATCH_SIZE": 8, "MODEL.DROP_PATH_RATE": 0.3}
     whole, _ = train("finetune", tmp_path / "whole", "--pretrained", source, settings=settings)
-    part, _ = train("finetune", tmp_path / "part", "--pretrained", source, settings=settings)
+    part = tmp_path / "part" / "finetune" / "default"
+    shutil.copytree(whole, part)
     (part / "ckpt_epoch_1.pth").unlink()
     train("finetune", tmp_path / "part", "--pretrained", source, settings=settings)
     ours, theirs = ({key: checkpoint(folder, 1)[key] for key in ("model", "optimizer")} for folder in (part, whole))

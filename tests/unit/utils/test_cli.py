@@ -1,5 +1,6 @@
 """Flags of the mains, and errors as one line."""
 import argparse
+import gc
 import os
 import subprocess
 import sys
@@ -141,3 +142,12 @@ def test_console_that_cannot_show_a_name_gets_it_with_a_backslash():
     shown = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True,
                            env={**os.environ, "PYTHONIOENCODING": "latin-1:strict"})
     assert (shown.returncode, shown.stdout) == (0, rb"caf\udce9 \u65e5" + os.linesep.encode()), shown.stderr
+
+
+def test_garbage_is_looked_for_once_a_program_has_imported_all(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main_simmim.py"])
+    parse_arguments("")
+    assert not gc.isenabled()
+    with pytest.raises(SystemExit):
+        run(lambda: None)
+    assert gc.isenabled()
