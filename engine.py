@@ -314,12 +314,14 @@ def open_run(job):
 
 def end(job):
     """Close the files of a run and give its folder back."""
-    if job.metrics is not None:
-        job.metrics.close()
-    if job.heart is not None:
-        job.heart.end()
-    if job.lock is not None:
-        job.lock.release()
+    try:
+        if job.metrics is not None:
+            job.metrics.close()
+    finally:
+        if job.heart is not None:
+            job.heart.end()
+        if job.lock is not None:
+            job.lock.release()
 
 
 def announce(job, scaled, num_train, num_val):

@@ -196,9 +196,12 @@ class MetricWriter:
         return {name: path.stat().st_size for name, path in _numbers_in(self.folder).items()}
 
     def close(self):
+        """Close the files, which tries once more to write what could not be written."""
         if self.file:
-            self.file.close()
-            self.board.close()
+            with naming(self.folder / METRICS):
+                self.file.close()
+            with naming(self.folder / BOARD):
+                self.board.close()
 
 
 def _numbers_in(folder):

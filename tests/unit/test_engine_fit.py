@@ -1,11 +1,12 @@
 """Epochs, checkpoints and resuming of a tiny job."""
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from config import dump
-from engine import fit, train_epoch
+from engine import end, fit, train_epoch
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 from .helpers import largest_difference, state_of
@@ -250,3 +251,16 @@ def test_best_score_survives_resuming(tmp_path):
 def test_missing_explicit_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist"):
         make_job(tmp_path, MODEL__RESUME=str(tmp_path / "absent.pth"))
+
+
+def test_folder_is_given_back_when_its_files_can_not_be_closed(tmp_path):
+    """What could not be written on a full disk is tried again then."""
+    def full():
+        raise OSError(28, "No space left on device")
+
+    released = []
+    job = SimpleNamespace(metrics=SimpleNamespace(close=full), heart=SimpleNamespace(end=lambda: released.append("heart")),
+                          lock=SimpleNamespace(release=lambda: released.append("lock")))
+    with pytest.raises(OSError, match="No space left"):
+        end(job)
+    assert released == ["heart", "lock"]

@@ -289,3 +289,5 @@ def test_error_of_writing_metrics_names_the_file(tmp_path):
     metrics.file = open("/dev/full", "w")
     with pytest.raises(OSError, match=r"metrics\.jsonl could not be written.*No space left"):
         metrics.write("train", 0, loss=1.0)
+    with pytest.raises(OSError, match=r"metrics\.jsonl could not be written.*No space left"):  # what ends the run then
+        metrics.close()
