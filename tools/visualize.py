@@ -61,7 +61,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from config import pixel_statistics, with_values
+from config import named_recipe, pixel_statistics, with_values
 from data.inputs import as_list
 from data.masks import draw_masks
 from data.object_masks import object_mask
@@ -98,7 +98,7 @@ def main(args):
         raise ValueError(f"--object is of one image, and {len(paths)} were given: draw one at a time.")
     rows = (attention_rows if args.attention else pca_rows if args.pca else reconstruction_rows)(models, paths, args)
     write_sheet(args.out, rows, ", ".join(name for name, _ in models), args.cell)
-    print(f"{args.out}: {len(rows)} rows of {len(paths)} image{'s' if len(paths) > 1 else ''}")
+    print(f"{args.out}: {len(rows)} row{'s' * (len(rows) > 1)} of {len(paths)} image{'s' * (len(paths) > 1)}")
     if errors:
         for error in errors.values():
             print(f"error: {error}", file=sys.stderr)
@@ -138,6 +138,9 @@ def open_models(args):
         recipe, _, weights = given.rpartition("=") if not Path(given).exists() else ("", "", given)
         model = recipe or weights
         named = not recipe and not is_checkpoint(model)
+        if named and (model.endswith((".yaml", ".yml")) or named_recipe(model)):
+            raise ValueError(f"{given} is a recipe, which has no weights: pass {given}=<checkpoint>, or a checkpoint alone "
+                             f"that keeps its settings.")
         task = (read_kept(weights).task or "pretrain") if recipe else None  # an encoder alone is of pre-training
         check_task(open_recipe(model, task)[0], part)  # before anything is downloaded
         built = get_model(model, True if named else weights, args.device or best_device(), task=task)

@@ -177,6 +177,7 @@ def test_image_that_can_not_be_read_is_said_and_the_others_are_drawn(place, monk
     ("photos --models encoder.pth", "encoder.pth has no decoder that fits"),
     ("photos", "pass images, --models"), ("--models swin.pth", "pass images, --models"),
     ("none --models swin.pth", "image none does not exist"), ("empty --models swin.pth", "no images"),
+    ("photos --models mae_pretrain__vit_nano__img64", "mae_pretrain__vit_nano__img64=<checkpoint>"),
     ("photos --models nothing.pth", "nothing.pth"), ("photos --models simmim_swin_bas", "Did you mean"),
     ("photos --models swin.pth --object 0,0,9,9", "is of one image, and 3 were given"),
     ("photos/0.png --models swin.pth --object 0,0,9", "0,0,9"),
