@@ -2,15 +2,16 @@
 
   torchrun --nproc_per_node 8 main_finetune.py --batch-size 128 --data-path <folder with train/ and val/> \\
       --cfg configs/swin_base/simmim_finetune__swin_base__img224_window7__100ep.yaml --pretrained <checkpoint>
+  python main_finetune.py --pretrained <checkpoint of ours> --data-path <folder of classes>     (settings are chosen)
   python main_finetune.py --eval --resume <fine-tuned checkpoint> --data-path <folder with val/>
 """
 import logging
 from functools import partial
 
-from utils.cli import parse_arguments, run
+from utils.cli import CHOOSING, parse_arguments, run
 
 if __name__ == "__main__":
-    ARGUMENTS = parse_arguments(__doc__)  # before the imports that take seconds
+    ARGUMENTS = parse_arguments(__doc__, flags=CHOOSING)  # before the imports that take seconds
 
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from models.weights.heads import read_head
 from optimizer import build_optimizer
+from planning.start import with_recipe
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, weights_of
 from utils.classes import head_of
@@ -33,6 +35,7 @@ log = logging.getLogger("simmim.main")
 
 
 def main(cfg, opts):
+    cfg, opts = with_recipe(cfg, opts, "finetune")
     config = load_config(cfg, opts, "finetune")
     check_job(config, "finetune")
     if config.EVAL_MODE and not config.MODEL.RESUME and not config.PRETRAINED:

@@ -2,14 +2,15 @@
 
   torchrun --nproc_per_node 8 main_simmim.py --batch-size 128 --data-path <folder of images> \\
       --cfg configs/swin_base/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+  python main_simmim.py --data-path <folder of images> --hours 2       (settings are chosen by the images and the machine)
   python main_simmim.py --cfg configs/demo/simmim_pretrain__swin_nano__img64.yaml     (one process, no data needed)
 """
 import logging
 
-from utils.cli import parse_arguments, run
+from utils.cli import CHOOSING, parse_arguments, run
 
 if __name__ == "__main__":
-    ARGUMENTS = parse_arguments(__doc__)  # before the imports that take seconds
+    ARGUMENTS = parse_arguments(__doc__, flags=CHOOSING)  # before the imports that take seconds
 
 import torch
 
@@ -21,6 +22,7 @@ from evaluation import heldout_loss, record_evaluation, report_throughput
 from lr_scheduler import build_scheduler
 from models import build_model, load_pretrained
 from optimizer import build_optimizer
+from planning.start import with_recipe
 from saving import save_encoder
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
@@ -31,6 +33,7 @@ log = logging.getLogger("simmim.main")
 
 
 def main(cfg, opts):
+    cfg, opts = with_recipe(cfg, opts, "pretrain")
     config = load_config(cfg, opts, "pretrain")
     check_job(config, "pretrain")
     device, precision = start(config)

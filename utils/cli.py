@@ -46,6 +46,12 @@ def add_data(parser):
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
 
 
+CHOOSING = {  # of programs that choose their settings where no --cfg is given, see planning/start.py
+    "--hours": ("HOURS", positive(float), "without --cfg: what the run may take"),
+    "--encoder": ("MODEL.TYPE", str, "encoder, without --cfg swin, swinv2 or vit"),
+}
+
+
 def add_ema(parser):
     """The flag that chooses the average of the weights in a checkpoint, as PRETRAINED_KEY; None where it is not given."""
     parser.add_argument("--ema", dest="PRETRAINED_KEY", action="store_const", const="ema",
@@ -63,7 +69,7 @@ def parse_arguments(description, argv=None, flags=None, switches=None):
     stopping.listen()  # before the imports that take seconds
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", metavar="FILE", help="recipe, see configs/, or a checkpoint that keeps its settings (default: "
-                                                      "those of --resume)")
+                                                      "those of --resume, or chosen by the images of --data-path)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="other settings, see config.py")
     for flag, (key, kind, text) in {**FLAGS, **(flags or {})}.items():
         choices = ("O0", "O1", "O2") if flag == "--amp-opt-level" else None

@@ -49,6 +49,6 @@ def test_encoder_is_probed_without_a_recipe(copied, forks, images, tmp_path):
     assert result.code == 2 and "is of main_linprobe.py, not of main_finetune.py: use that" in result.error_lines[0]
 
 
-def test_program_without_recipe_and_checkpoint_says_what_is_missing(forks, images):
-    result = forks.run("main_finetune.py", "--data-path", images)
+def test_program_without_recipe_checkpoint_and_images_says_what_is_missing(forks):
+    result = forks.run("main_finetune.py")
     assert result.code == 2 and "--cfg is missing: name a recipe" in result.error_lines[0]

@@ -36,7 +36,7 @@ MAY_IMPORT = {  # a room: what its files may import; the longest name that a fil
     "inference": {"config", "data", "models", "recipes", "utils"},
     "hubconf": {"inference", "models"},
     "watch": {"resume", "saving", "utils"},
-    "planning": {"config", "data", "engine", "models", "optimizer", "planning", "utils"},
+    "planning": {"config", "data", "defaults", "engine", "logger", "models", "optimizer", "planning", "utils"},
     "engine": {"checks", "config", "logger", "lr_scheduler", "models", "optimizer", "resume", "saving",
                "utils", "watch"},
 }
