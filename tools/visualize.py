@@ -88,7 +88,7 @@ from utils.sheets import check_sheet, write_sheet
 
 def main(args):
     check_arguments(args)
-    models = open_models(args)
+    models = open_models(args.models, args.device, None if args.attention or args.pca else "decoder.")
     paths = list(dict.fromkeys(path for place in args.images for path in paths_of(place, mode_of(models[0][1].recipe.config))))
     paths = [paths[i * len(paths) // args.number] for i in range(args.number)] if len(paths) > args.number else paths
     paths, errors = readable(paths, models[0][1].recipe.config)
@@ -131,10 +131,10 @@ def check_arguments(args):
     place_of(args.token)
 
 
-def open_models(args):
-    """[(name, model)] of --models. Raises ValueError on one without a decoder, where that is needed."""
-    part, opened = None if args.attention or args.pca else "decoder.", []
-    for given in args.models:
+def open_models(models, device=None, part="decoder."):
+    """[(name, model)] of --models, on a device; None = a GPU if there is one. Raises ValueError on one that lacks a part."""
+    opened = []
+    for given in models:
         recipe, _, weights = given.rpartition("=") if not Path(given).exists() else ("", "", given)
         model = recipe or weights
         named = not recipe and not is_checkpoint(model)
@@ -143,7 +143,7 @@ def open_models(args):
                              f"that keeps its settings.")
         task = (read_kept(weights).task or "pretrain") if recipe else None  # an encoder alone is of pre-training
         check_task(open_recipe(model, task)[0], part)  # before anything is downloaded
-        built = get_model(model, True if named else weights, args.device or best_device(), task=task)
+        built = get_model(model, True if named else weights, device or best_device(), task=task)
         opened.append((given, check_part(built, part)))
     stems = [Path(name.rpartition("=")[2]).stem for name, _ in opened]  # short where that is enough
     return [(stem if stems.count(stem) == 1 else name, model) for stem, (name, model) in zip(stems, opened, strict=True)]
