@@ -13,7 +13,7 @@ MEMORY = 0.8  # share of the memory that a step may fill: estimates are not exac
 STEPS = 1000  # that a run should have at least: batches are smaller where time is short
 FEWEST_EPOCHS = 5  # below which a part of the images is trained on, so that the schedule has its shape
 PRETRAINING_EPOCHS, PRETRAINING_SEEN = 800, 500_000  # SimMIM's; of few images more epochs, up to this number of images seen
-TUNING_EPOCHS, TUNING_SEEN = 100, 200_000
+TUNING_EPOCHS, TUNING_SEEN = 100, 1_000_000
 MOST_EPOCHS = {"pretrain": 1600, "finetune": 300}
 PICTURES = 10  # checkpoints and reconstructions of a run
 

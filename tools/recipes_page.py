@@ -8,7 +8,8 @@ from utils.tables import markdown
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("Expected", "Hardware", "Command", "Evaluate")
 FOLDERS = {  # in the order of the page: what they are, as a heading
-    "demo": "Demo: drawn images, minutes on a CPU", "probe": "Linear probe of any encoder",
+    "demo": "Demo: drawn images, minutes on a CPU", "small": "Small data and small models",
+    "probe": "Linear probe of any encoder",
     "swin_base": "SimMIM, Swin-B", "swin_large": "SimMIM, Swin-L",
     "vit_base": "SimMIM, ViT-B/16", "swinv2_small": "SimMIM, SwinV2-S", "swinv2_base": "SimMIM, SwinV2-B",
     "swinv2_large": "SimMIM, SwinV2-L", "swinv2_huge": "SimMIM, SwinV2-H (658M)",
