@@ -221,7 +221,7 @@ def test_unknown_dataset_lists_the_valid_ones(tmp_path, is_pretrain):
 
 
 def test_unknown_mask_lists_the_valid_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"DATA\.MASK_TYPE='blocks' is unknown; valid: blockwise, random"):
+    with pytest.raises(ValueError, match=r"DATA\.MASK_TYPE='blocks' is unknown; valid: block, blockwise, file, random, square"):
         build_mask_generator(config_for(tmp_path, MASK_TYPE="blocks"))
 
 
