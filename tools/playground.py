@@ -241,8 +241,8 @@ def fitted(mask, grid):
     share = mask.reshape(grid[0], fine[0] // grid[0], grid[1], fine[1] // grid[1]).mean(axis=(1, 3))
     cut = int(((share > 0) & (share < 1)).sum())
     if cut:
-        raise ValueError(f"the mask hides {cut} of the {grid[0]}x{grid[1]} patches of this model in part: choose units that "
-                         f"are whole patches of it, too, or untick the models above it.")
+        raise ValueError(f"the mask hides {cut} of the {grid[0]}x{grid[1]} patches of this model in part: choose units of a "
+                         f"multiple of 1/{grid[0]} of the height and 1/{grid[1]} of the width, or untick the models above.")
     return share == 1
 
 

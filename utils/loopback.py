@@ -59,8 +59,8 @@ class LoopbackServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/{self.secret}/"
 
     def handle_error(self, request, client_address):
-        """As HTTPServer; a browser that has left is none."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        """As HTTPServer; a browser that has left, or reads no more, is none."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             HTTPServer.handle_error(self, request, client_address)
 
 

@@ -128,7 +128,7 @@ def test_mask_is_fitted_to_the_grid_of_another_model(page):
 def test_mask_that_cuts_patches_of_another_model_is_refused(page):
     mask = np.zeros(GRID, dtype=int)
     mask[0, 0] = mask[5, 5] = 1
-    with pytest.raises(ValueError, match="hides 2 of the 4x8 patches of this model in part: choose units"):
+    with pytest.raises(ValueError, match="hides 2 of the 4x8 patches of this model in part: .*1/4 of the height and 1/8"):
         page.reconstruct({"model": MAE, "image": 0, "mask": mask.tolist()})
 
 
