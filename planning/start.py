@@ -125,23 +125,26 @@ def kept_values(path):
 
 def _encoder(images, machine, given, hours, device, job, longest):
     """(sizes.Encoder, its Cost): the smallest one is timed, larger ones guessed from it, and the one that is picked timed."""
-    family = given.get("MODEL.TYPE", "swin")
-    if family not in FAMILIES:
+    family = given.get("MODEL.TYPE")
+    if family not in (None, *FAMILIES):
         raise ValueError(f"without --cfg the encoder is one of {', '.join(FAMILIES)}, not MODEL.TYPE={family} (--encoder): "
                          f"name a recipe of it, see docs/recipes.md.")
     side = given.get("DATA.IMG_SIZE")
     every = encoders(family, images.short_side, None if side is None else _whole(side))
-    costs = {}
+    costs = {}  # {name: (sizes.Encoder, Cost)}
 
     def cost_of(encoder):
-        return costs.get(encoder.size.name) or values.guessed(encoder, every[0], costs[every[0].size.name])
+        if encoder.name in costs:
+            return costs[encoder.name][1]
+        alike = [timed for timed in costs.values() if timed[0].family == encoder.family] or [*costs.values()]
+        return values.guessed(encoder, *alike[-1])
 
     chosen = every[0]
-    while chosen.size.name not in costs:
-        log.info("timing %s %s at %d px", family, chosen.size.name, chosen.side)
-        costs[chosen.size.name] = _measured(values.of_encoder(chosen, images), job, images, device, machine, longest)
+    while chosen.name not in costs:
+        log.info("timing %s at %d px", chosen.name, chosen.side)
+        costs[chosen.name] = chosen, _measured(values.of_encoder(chosen, images), job, images, device, machine, longest)
         chosen = values.pick(every, images, machine, hours, cost_of)
-    return chosen, costs[chosen.size.name]
+    return costs[chosen.name]
 
 
 def _whole(side):

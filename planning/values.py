@@ -167,10 +167,11 @@ def _schedule(choice, number, images, machine, cost, hours):
                f"{machine.cores} cores, {1000 * images.read_seconds:.1f} ms to read an image")
     choice.seen = epochs * used
     choice.seconds = choice.seen * seconds_an_image(images, machine, cost) / OVERHEAD
+    rate = 1 / seconds_an_image(images, machine, cost)
     limited = epochs < wanted or used < number
     choice.set("TRAIN.EPOCHS", epochs, f"{choice.seen:,} images seen: "
-               + (f"what {hours:g} hours allow at {1 / seconds_an_image(images, machine, cost):,.0f} a second; {wanted} epochs "
-                  f"would be better" if limited else "few images need many epochs" if epochs > 100 else "enough"))
+               + (f"what {hours:.2g} hours allow at {rate:,.0f} a second; {wanted} epochs would be better" if limited else
+                  "few images need many epochs" if epochs > 100 else "enough"))
     return batch, used, epochs
 
 

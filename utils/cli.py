@@ -48,7 +48,7 @@ def add_data(parser):
 
 CHOOSING = {  # of programs that choose their settings where no --cfg is given, see planning/start.py
     "--hours": ("HOURS", positive(float), "without --cfg: what the run may take"),
-    "--encoder": ("MODEL.TYPE", str, "encoder, without --cfg swin, swinv2 or vit"),
+    "--encoder": ("MODEL.TYPE", str, "encoder; without --cfg swin, swinv2 or vit"),
 }
 
 

@@ -40,7 +40,8 @@ def test_folder_is_trained_on_and_used_by_five_commands(forks, tmp_path):
     data, output = tmp_path / "my scans", tmp_path / "out"
     make(data, "scans")
     before = snapshot(data)
-    first = forks.run("main_simmim.py", "--data-path", data, "--output", output, "--hours", HOURS, *opts(QUICK)).checked()
+    first = forks.run("main_simmim.py", "--data-path", data, "--output", output, "--hours", HOURS, "--encoder", "swin",
+                      *opts(QUICK)).checked()
     chosen = load_config(output / "simmim_pretrain" / "my_scans" / "recipe.yaml")
     assert (chosen.DATA.MAX_BAD_FRACTION, chosen.MODEL.SWIN.IN_CHANS) == (0.25, 1)
     commands = [shlex.split(line)[1:] for line in first.out.splitlines() if line.startswith("python ")]
