@@ -50,7 +50,7 @@ def _vit(width, depth, heads, layer_scale):
 
 
 SWINS = (
-    Size("nano", _swin(32, [2, 4, 2], [1, 2, 4]), 64, 0, 30_000, 0.5, 6e-3, 32, 1e-3, 32, 1.0),
+    Size("nano", _swin(32, [2, 4, 2], [1, 2, 4]), 64, 0, 0, 0.5, 6e-3, 32, 1e-3, 32, 1.0),
     Size("micro", _swin(48, [2, 6, 2], [2, 4, 8]), 96, 500, 10 ** 5, 1.2, 4e-3, 64, 1e-3, 64, 0.9),
     Size("mini", _swin(64, [2, 2, 6, 2], [2, 4, 8, 16]), 128, 2000, 4 * 10 ** 5, 2.0, 2e-3, 128, 1e-3, 128, 0.9),
     Size("tiny", _swin(96, [2, 2, 6, 2], [3, 6, 12, 24]), 192, 4000, 2 * 10 ** 6, 4.5, 1e-3, 512, 1.5e-3, 512, 0.85),
@@ -112,13 +112,12 @@ def encoders(family, short_side, side=None):
     """Encoders of a family for images of a median short side, from small to large.
 
     Args:
-        family: in FAMILIES; None = Swin, and below its smallest the ViT that trains in a fraction of the time.
+        family: in FAMILIES.
         side: of the images that it takes, pixels, where that is fixed.
     """
     def fitting(size):
         return max((s for s in SIDES if s <= min(size.largest, ENLARGED * short_side)), default=SIDES[0])
-    sizes = [(family, size) for size in FAMILIES[family]] if family else [("vit", VITS[0]), *(("swin", size) for size in SWINS)]
-    return [Encoder(family, size, side or fitting(size)) for family, size in sizes]
+    return [Encoder(family, size, side or fitting(size)) for size in FAMILIES[family]]
 
 
 def size_of(family, width):

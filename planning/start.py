@@ -125,8 +125,8 @@ def kept_values(path):
 
 def _encoder(images, machine, given, hours, device, job, longest):
     """(sizes.Encoder, its Cost): the smallest one is timed, larger ones guessed from it, and the one that is picked timed."""
-    family = given.get("MODEL.TYPE")
-    if family not in (None, *FAMILIES):
+    family = given.get("MODEL.TYPE", "swin")
+    if family not in FAMILIES:
         raise ValueError(f"without --cfg the encoder is one of {', '.join(FAMILIES)}, not MODEL.TYPE={family} (--encoder): "
                          f"name a recipe of it, see docs/recipes.md.")
     side = given.get("DATA.IMG_SIZE")
@@ -136,8 +136,7 @@ def _encoder(images, machine, given, hours, device, job, longest):
     def cost_of(encoder):
         if encoder.name in costs:
             return costs[encoder.name][1]
-        alike = [timed for timed in costs.values() if timed[0].family == encoder.family] or [*costs.values()]
-        return values.guessed(encoder, *alike[-1])
+        return values.guessed(encoder, *next(iter(costs.values())))
 
     chosen = every[0]
     while chosen.name not in costs:

@@ -22,7 +22,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--data-path", required=True, metavar="FOLDER", help="of the images")
     parser.add_argument("--hours", type=positive(float), metavar="H",
                         help="what the run may take (default: 1 on a CPU, else 8)")
-    parser.add_argument("--encoder", choices=("swin", "swinv2", "vit"), help="default: swin, and where time is shortest vit")
+    parser.add_argument("--encoder", choices=("swin", "swinv2", "vit"), help="default: swin")
     parser.add_argument("--for", dest="job", choices=("pretrain", "finetune"), default="pretrain", help="default: pretrain")
     parser.add_argument("--pretrained", metavar="FILE", help="checkpoint to fine-tune, whose encoder and image size are taken")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the recipe (default: <job>_<folder>.yaml, here)")

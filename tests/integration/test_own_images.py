@@ -40,8 +40,7 @@ def test_folder_is_trained_on_and_used_by_five_commands(forks, tmp_path):
     data, output = tmp_path / "my scans", tmp_path / "out"
     make(data, "scans")
     before = snapshot(data)
-    first = forks.run("main_simmim.py", "--data-path", data, "--output", output, "--hours", HOURS, "--encoder", "swin",
-                      *opts(QUICK)).checked()
+    first = forks.run("main_simmim.py", "--data-path", data, "--output", output, "--hours", HOURS, *opts(QUICK)).checked()
     chosen = load_config(output / "simmim_pretrain" / "my_scans" / "recipe.yaml")
     assert (chosen.DATA.MAX_BAD_FRACTION, chosen.MODEL.SWIN.IN_CHANS) == (0.25, 1)
     commands = [shlex.split(line)[1:] for line in first.out.splitlines() if line.startswith("python ")]
@@ -93,3 +92,9 @@ def test_folder_of_the_images_is_no_place_for_a_run(forks, tmp_path):
     make(tmp_path / "icons", "icons")
     result = forks.run("main_simmim.py", "--data-path", tmp_path / "icons", "--output", tmp_path / "icons" / "out")
     assert result.code == 2 and len(result.error_lines) == 1 and "into which nothing is written" in result.err
+
+
+def test_processes_end_where_the_first_can_not_choose(forks, tmp_path):
+    results = forks.run_ranks(2, "main_simmim.py", "--data-path", tmp_path / "absent", "--output", tmp_path / "out")
+    assert results[0].code == 2 and "absent does not exist" in results[0].err and len(results[0].err.splitlines()) == 1
+    assert results[1].code != 0 and not (tmp_path / "out").exists()

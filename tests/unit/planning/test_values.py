@@ -91,16 +91,6 @@ def test_more_images_and_more_time_teach_a_larger_encoder():
     assert chosen(Images(50_000), CPU, 0.1)[1].size.name == "nano"
 
 
-def test_short_runs_on_a_cpu_get_the_encoder_that_trains_fastest():
-    costs = {"vit nano": Cost(1e-3), "swin nano": Cost(4e-3)}
-    slow = Cost(1.0)
-
-    def name(hours):
-        return values.pick(encoders(None, 100), Images(5000, read_seconds=0.0), CPU, hours,
-                           lambda encoder: costs.get(encoder.name, slow)).name
-    assert (name(0.03), name(0.05)) == ("vit nano", "swin nano")  # 22,000 images seen by Swin, and 38,000
-
-
 def test_encoder_that_does_not_fit_is_not_chosen():
     images, machine = Images(1_281_167), replace(NODE, memory=GB // 4)
     heavy = {"nano": 1, "micro": 2, "mini": 4, "tiny": 2000, "base": 9000}
