@@ -171,9 +171,9 @@ def recipe_of_job(named, job):
         return PROBE_RECIPE
     path = resumed or (pretrained if {"EVAL_MODE", "THROUGHPUT_MODE"} & named.keys() else None)
     if not path:
-        raise ValueError("--cfg is missing: name a recipe, see configs/ and docs/recipes.md. Without one --resume <checkpoint> "
-                         "goes on, or with --eval evaluates, by the settings that the checkpoint keeps; --data-path <folder> "
-                         "chooses them by the images (main_simmim.py, main_finetune.py).")
+        raise ValueError("--cfg is missing: name a recipe, see configs/ and docs/recipes.md. Without one --data-path <folder> "
+                         "chooses settings by your images (main_simmim.py, main_finetune.py), and --resume <checkpoint> goes "
+                         "on, or with --eval evaluates, by those that the checkpoint keeps.")
     task = read_kept(path).task
     if task and task != TASKS[list(JOBS).index(job)]:
         program = dict(zip(TASKS, JOBS.values(), strict=True))[task]

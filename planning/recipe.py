@@ -11,6 +11,7 @@ SECTIONS = ("MODEL", "DATA", "TRAIN", "AUG")  # in this order; what has no secti
 TITLES = {"pretrain": "SimMIM (arXiv 2111.09886): pre-training", "finetune": "fine-tuning"}
 PROGRAMS = {"pretrain": "main_simmim.py", "finetune": "main_finetune.py"}
 WIDEST = 128
+HOURS_LINE = "# Chosen for --hours "
 PROBED = 128  # images of a step of configs/probe, too many for a small folder
 
 
@@ -19,12 +20,13 @@ def command(*words):
     return shlex.join(map(str, ("python", *words)))
 
 
-def recipe_text(choice, images, machine, folder, path):
+def recipe_text(choice, images, machine, folder, path, hours=None):
     """A choice as a YAML file with a reason for each value.
 
     Args:
         folder: of the images.
         path: of the recipe.
+        hours: that were asked for; None = nothing was said of them.
     """
     kind = f"{machine.name}, {machine.cores} cores" if machine.kind == "cpu" else f"{machine.processes} x {machine.name}"
     lines = [f"# {TITLES[choice.job]} on {images.number:,} images of {shown(folder)}",
@@ -32,8 +34,14 @@ def recipe_text(choice, images, machine, folder, path):
              f"# Hardware: {kind}",
              f"# Command:  {command(PROGRAMS[choice.job], '--cfg', path)}",
              f"# Chosen on {datetime.now():%Y-%m-%d %H:%M} by {images.looked_at:,} of the images and by steps timed here.",
-             "# \"ours\" marks what no paper says.", *(f"# {note}" for note in choice.notes)]
+             *([f"{HOURS_LINE}{hours:g}"] if hours else []), "# \"ours\" marks what no paper says.",
+             *(f"# {note}" for note in choice.notes)]
     return "\n".join([*lines, *_lines(choice)]) + "\n"
+
+
+def chosen_hours(text):
+    """The hours that a recipe, as `recipe_text` gives it, was asked to take; None where nothing was said of them."""
+    return next((float(line.removeprefix(HOURS_LINE)) for line in text.splitlines() if line.startswith(HOURS_LINE)), None)
 
 
 def _lines(choice):
@@ -111,10 +119,17 @@ def next_commands(choice, images, folder, run, tuned):
         small = images.labelled < 8 * PROBED
         size = ("--batch-size", 2 ** int(math.log2(max(images.labelled / 8, 1)))) if small else ()
         bad = ("--opts", "DATA.MAX_BAD_FRACTION", bad_fraction(images)) if images.bad else ()
-        found.append(("probe the encoder", command("main_linprobe.py", "--pretrained", encoder, *data, *size, *bad)))
+        found += [("probe the encoder", command("main_linprobe.py", "--pretrained", encoder, *data, *size, *bad)),
+                  features_command(folder, run)]
     return found
+
+
+def features_command(folder, run):
+    """A vector for each image."""
+    return "features", command("inference.py", "--weights", f"{run}/encoder.pth", folder, "--features", "features.npz",
+                               "--output", "pooled")
 
 
 def unlabelled_commands(folder, run):
     """The same where there are no classes."""
-    return [("features", command("inference.py", "--weights", f"{run}/encoder.pth", folder, "--features", "features.npz"))]
+    return [features_command(folder, run)]

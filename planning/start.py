@@ -14,7 +14,7 @@ from planning import values
 from planning.facts import Images, Machine
 from planning.looking import look
 from planning.machine import LONGEST, look_at_machine, measured
-from planning.recipe import found_text, next_commands, recipe_text, summary, unlabelled_commands
+from planning.recipe import chosen_hours, found_text, next_commands, recipe_text, summary, unlabelled_commands
 from planning.sizes import FAMILIES, encoders
 from utils import distributed
 from utils.checkpoint import checkpoints
@@ -35,11 +35,12 @@ WITHOUT = {"MODEL.RESUME", "EVAL_MODE", "THROUGHPUT_MODE"}  # with these nothing
 
 @dataclass
 class Plan:
-    """A choice, and what it was made by: images, machine, and the folder of the images as an absolute path."""
+    """A choice, and what it was made by: images, machine, the folder of the images as an absolute path, --hours or None."""
     choice: values.Choice
     images: Images
     machine: Machine
     folder: str
+    hours: float | None = None
 
     def name_run(self, tag, name):
         """Give the run its folder and its images."""
@@ -48,7 +49,7 @@ class Plan:
         self.choice.set("TAG", tag, "", False)
 
     def text(self, path):
-        return recipe_text(self.choice, self.images, self.machine, self.folder, path)
+        return recipe_text(self.choice, self.images, self.machine, self.folder, path, self.hours)
 
     def commands(self, output):
         """What comes after the run, see planning.recipe.next_commands."""
@@ -88,8 +89,7 @@ def plan(folder, job, given, hours=None, device=None):
     channels = next((int(value) for key, value in given.items() if key.endswith(".IN_CHANS")), None)
     log.info("looking at the images of %s", shown(folder))
     images = look(folder, machine.cores, channels)
-    hours = hours or HOURS.get(machine.kind, OTHER_HOURS)
-
+    asked, hours = hours, hours or HOURS.get(machine.kind, OTHER_HOURS)
     longest = min(LONGEST, 3600 * hours / 50)
 
     def left():
@@ -108,7 +108,7 @@ def plan(folder, job, given, hours=None, device=None):
         choice = values.pretraining(images, machine, encoder, cost, left())
     else:
         choice = values.finetuning(images, machine, of_encoder, cost, left())
-    return Plan(choice, images, machine, os.path.abspath(expanded(folder)))
+    return Plan(choice, images, machine, os.path.abspath(expanded(folder)), asked)
 
 
 def kept_values(path):
@@ -200,6 +200,11 @@ def _recipe_of(given, job, hours, device):
                                                                  folder)
     path = run / FILE
     if path.exists():
+        then = chosen_hours(path.read_text(encoding="utf-8"))
+        if hours and hours != then:
+            raise ValueError(f"{path} was chosen {f'for --hours {then:g}' if then else 'without --hours'}: to go on with it, "
+                             f"leave out --hours {hours:g}; to choose anew, start another run with --tag "
+                             f"{run.name}_{hours:g}h.")
         log.info("%s: the recipe that was chosen before; another --tag chooses anew", path)
         return path
     if checkpoints(run):

@@ -25,7 +25,7 @@ def sections():
 def extended(tmp_path_factory):
     """A copy of the repository with all the document's code in it."""
     copy = tmp_path_factory.mktemp("extended") / "repository"
-    for path in (*ROOT.glob("*.py"), *(ROOT / folder for folder in ("data", "models", "utils", "configs"))):
+    for path in (*ROOT.glob("*.py"), *(ROOT / folder for folder in ("data", "models", "planning", "utils", "configs"))):
         if path.is_dir():
             shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:

@@ -42,7 +42,7 @@ def test_tool_writes_a_recipe_with_reasons_and_commands_to_paste(quick, data, tm
     assert all(len(line) <= 128 for line in lines if str(data) not in line)
     commands = [shlex.split(line.partition("    #")[0]) for line in result.out.splitlines() if line.startswith("python ")]
     assert [command[1] for command in commands] == ["main_simmim.py", "main_finetune.py", "main_finetune.py", "inference.py",
-                                                    "main_linprobe.py"]
+                                                    "main_linprobe.py", "inference.py"]
     assert commands[1][2:] == ["--pretrained", "output/simmim_pretrain/my_icons_all_of_them/encoder.pth", "--data-path",
                                str(data)]
 
@@ -100,7 +100,9 @@ def test_recipe_is_chosen_once_and_then_read_again(quick, data, tmp_path):
     path, left = with_recipe(None, opts, "pretrain")
     assert path == str(tmp_path / "out" / "simmim_pretrain" / "my_icons_all_of_them" / "recipe.yaml") and "HOURS" not in left
     before = (tmp_path / path).read_text()
-    assert with_recipe(None, [*opts[:4], "HOURS", 5.0], "pretrain") == (path, left)
+    assert with_recipe(None, opts, "pretrain") == with_recipe(None, opts[:4], "pretrain") == (path, left)
+    with pytest.raises(ValueError, match="was chosen for --hours 0.1: to go on with it, leave out --hours 5.*--tag .*_5h"):
+        with_recipe(None, [*opts[:4], "HOURS", 5.0], "pretrain")
     assert (tmp_path / path).read_text() == before
 
 
