@@ -1,6 +1,7 @@
 """Five commands without a YAML, on folders that nobody prepared: pre-train, fine-tune, evaluate, predict, probe."""
 import shlex
 
+import numpy as np
 import pytest
 
 from config import load_config
@@ -43,7 +44,7 @@ def test_folder_is_trained_on_and_used_by_five_commands(forks, tmp_path):
     first = forks.run("main_simmim.py", "--data-path", data, "--output", output, "--hours", HOURS, *opts(QUICK)).checked()
     chosen = load_config(output / "simmim_pretrain" / "my_scans" / "recipe.yaml")
     assert (chosen.DATA.MAX_BAD_FRACTION, chosen.MODEL.SWIN.IN_CHANS) == (0.25, 1)
-    commands = [shlex.split(line)[1:] for line in first.out.splitlines() if line.startswith("python ")]
+    *commands, features = [shlex.split(line)[1:] for line in first.out.splitlines() if line.startswith("python ")]
     assert commands[-1][-3:] == ["--opts", "DATA.MAX_BAD_FRACTION", "0.25"]
     commands[0] += ["--output", output, "--hours", HOURS, *opts(QUICK)]
     commands[-1] += ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "DATA.NUM_WORKERS", "0", "--output", output]
@@ -53,6 +54,10 @@ def test_folder_is_trained_on_and_used_by_five_commands(forks, tmp_path):
     assert records(folder, "eval")[0]["top1"] == records(folder, "val")[-1]["top1"]
     assert load_config(folder / "recipe.yaml").MODEL.SWIN.IN_CHANS == 1
     assert "tensors matched" in tuned.out and len(accuracies(evaluated.out)) == len(accuracies(probed.out)) == 1
+    assert features[-4:] == ["--features", "features.npz", "--output", "pooled"]
+    forks.run(*features[:-3], tmp_path / "features.npz", *features[-2:])
+    vectors = np.load(tmp_path / "features.npz")["features"]
+    assert vectors.ndim == 2 and len(vectors) == 22  # of 24 images two are broken
     assert "0001.png" in predicted.out and len(predicted.error_lines) == 2  # it names the files that can't be read
     assert changed(before, snapshot(data)) == []
 
